@@ -1,0 +1,49 @@
+# What a person and CI run. 'make' alone lists it; each target does its own set-up.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+BIN := .venv/bin
+export PATH := $(CURDIR)/.cache/bin:$(PATH)
+
+.PHONY: help setup setup-train demo serve test check format proto pins image-test clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup:  ## make .venv with the pinned dependencies
+	@scripts/setup.sh
+
+setup-train:  ## the same, with what the scripts in training/ need
+	@scripts/setup.sh service,cli,train,dev
+
+demo: setup  ## start the server, call it in all four modes, show what comes back
+	@$(BIN)/cellstate demo
+
+serve: setup  ## keep a server up on the bundled models (ARGS="--port 50051 ...")
+	@$(BIN)/cellstate serve $(ARGS)
+
+test: setup  ## run the whole suite (ARGS="-k name" for a part)
+	@scripts/install_test_needs.sh
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: setup  ## format, lint, types, layers, contract, stubs, Dockerfile
+	@scripts/check.sh
+
+format: setup  ## put the code into its format
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+proto: setup  ## write the stubs and the contract's image anew (refuses a breaking change)
+	@scripts/check.sh proto-lint proto-breaking
+	@$(BIN)/buf build proto --exclude-source-info --output proto/cellstate.binpb
+	@scripts/generate_stubs.sh
+
+pins:  ## renew constraints.txt
+	@scripts/pins.sh
+
+image-test: setup  ## build the image, bring the stack up with docker, call it from outside, stop it
+	@scripts/image_test.sh
+
+clean:  ## remove what was built, the environments too
+	rm -rf .venv .venv-* .cache dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

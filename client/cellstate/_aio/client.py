@@ -1,0 +1,190 @@
+"""The client, asyncio face."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+from cellstate import _calls, _session_calls
+from cellstate._aio import modes
+from cellstate._aio.session import AsyncSession
+from cellstate._aio.streams import AsyncOutputs, AsyncStream
+from cellstate._aio.transport import Transport
+from cellstate._stubs import Raw
+from cellstate._tracking import Tracked
+from cellstate.connection import DEFAULT_ADDRESS, TLS, Connection, ConnectionOptions
+from cellstate.errors import CellstateError, Unavailable
+from cellstate.info import ModelInfo, SessionInfo
+from cellstate.inputs import AsyncChunks, Input
+from cellstate.outputs import Result
+from cellstate.programs import CallOptions, GenerationOptions, Program, SessionOptions, StreamOptions
+
+_READY_PAUSE_S = 0.1
+
+
+class AsyncClient:
+    """A client of one server, for one event loop. Parameters, names and meaning are those of `Client`."""
+
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        token: str | None = None,
+        tls: TLS | None = None,
+        timeout_s: float | None = 30.0,
+        **options: Unpack[ConnectionOptions],
+    ) -> None:
+        self._transport = Transport(Connection(address, token, tls, timeout_s, **options))
+
+    async def one_to_one(self, model: str | AsyncSession, value: Input, **options: Unpack[CallOptions]) -> Result:
+        """Give one value, get one value. A vector is the features of the one step.
+
+        Args:
+            model: A model's name, or a session handle.
+            value: The value; see `Input`.
+            options: See `CallOptions`.
+        """
+        return await modes.one_to_one(self._transport, model, value, options)
+
+    async def many_to_one(self, model: str | AsyncSession, inputs: AsyncChunks, **options: Unpack[CallOptions]) -> Result:
+        """Give a sequence, get the output of its last step: the next value.
+
+        Args:
+            model: A model's name, or a session handle.
+            inputs: A whole sequence, or an iterable of chunks, asynchronous or not, iterated as the server takes them.
+            options: See `CallOptions`. The client's deadline applies to whole sequences only.
+        """
+        return await modes.many_to_one(self._transport, model, inputs, options)
+
+    def one_to_many(self, model: str | AsyncSession, value: Input | None = None, **options: Unpack[GenerationOptions]) -> AsyncOutputs:
+        """Give a value or a prompt, get a generated sequence as it comes.
+
+        Args:
+            model: A model's name, or a session handle.
+            value: Consumed first. None: a session goes on from its last output, a model begins with its start value.
+            options: See `GenerationOptions`.
+        """
+        return modes.one_to_many(self._transport, model, value, options)
+
+    def many_to_many(self, model: str | AsyncSession, inputs: AsyncChunks, **options: Unpack[StreamOptions]) -> AsyncOutputs:
+        """Give a sequence, get a sequence: the output of each input as it comes.
+
+        Args:
+            model: A model's name, or a session handle.
+            inputs: A whole sequence, or an iterable of chunks, asynchronous or not, iterated as the server takes them.
+            options: See `StreamOptions`.
+        """
+        return modes.many_to_many(self._transport, model, inputs, options)
+
+    def stream(self, model: str | AsyncSession, **options: Unpack[StreamOptions]) -> AsyncStream:
+        """Open a full-duplex stream of inputs and directives; see `Stream`."""
+        return AsyncStream(self._transport, model, options)
+
+    async def run(self, programs: Sequence[Program], *, timeout_s: float | None = None) -> list[Result | CellstateError]:
+        """Run independent programs together, in one call.
+
+        Returns:
+            One result or error per program, in their order: each fails or succeeds by itself.
+        """
+        return await self._transport.unary(_calls.run(programs, timeout_s))
+
+    async def models(self) -> list[ModelInfo]:
+        """List the loaded models by name."""
+        found: list[ModelInfo] = []
+        token = ""
+        while True:
+            page = await self._transport.unary(_session_calls.list_models(token, None))
+            found += page.items
+            token = page.next_token
+            if not token:
+                return found
+
+    async def model(self, name: str) -> ModelInfo:
+        """Read one model: its signature, sizes, modes, and what its values depend on."""
+        return await self._transport.unary(_session_calls.get_model(name, None))
+
+    def session(self, model: str, *, initial_state: Mapping[str, Any] | None = None, keep: bool = False, **options: Unpack[SessionOptions]) -> AsyncSession:
+        """Return a session that is created when it is entered, and deleted when it is left.
+
+        Args:
+            model: A model's name.
+            initial_state: Every state tensor of the model by name, [layers, width] each; None: the model's own.
+            keep: Leave it on the server when its context is left.
+            options: See `SessionOptions`.
+        """
+        return AsyncSession(self._transport, _session_calls.create_session(model, options, initial_state), keep=keep)
+
+    async def open_session(self, name: str) -> AsyncSession:
+        """Return a handle of a session that exists. Leaving its context leaves the session on the server."""
+        return AsyncSession(self._transport, Tracked(await self._transport.unary(_session_calls.get_session(name))), keep=True)
+
+    async def sessions(self, filter: str = "") -> AsyncIterator[SessionInfo]:  # noqa: A002 - the contract's word
+        """Iterate your sessions in the order of creation.
+
+        Args:
+            filter: Terms joined by AND: `model="NAME"`, `labels.KEY="VALUE"`, `busy=true|false`. Empty: all.
+        """
+        token = ""
+        while True:
+            page = await self._transport.unary(_session_calls.list_sessions(filter, token))
+            for info in page.items:
+                yield info
+            token = page.next_token
+            if not token:
+                return
+
+    async def import_session(
+        self,
+        data: bytes,
+        *,
+        keep: bool = False,
+        allow_other_numerics: bool = False,
+        allow_other_model_digest: bool = False,
+        **options: Unpack[SessionOptions],
+    ) -> AsyncSession:
+        """Create a session from a snapshot that `Session.export` gave.
+
+        Args:
+            data: The snapshot.
+            keep: Leave it on the server when its context is left.
+            allow_other_numerics: Take a snapshot whose numerics id differs: outputs may then differ in their last bits.
+            allow_other_model_digest: Take a snapshot of another model digest, where its state fits.
+            options: Settings that differ from the snapshot's; its seed stays.
+        """
+        call, opening = _session_calls.import_session(options, allow_other_numerics=allow_other_numerics, allow_other_model_digest=allow_other_model_digest)
+        info = await self._transport.upload(call, _session_calls.import_messages(opening, data))
+        return AsyncSession(self._transport, Tracked(info), keep=keep)
+
+    async def wait_until_ready(self, timeout_s: float = 30.0) -> None:
+        """Wait until the server answers.
+
+        Raises:
+            DeadlineExceeded: It did not within `timeout_s`.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            call = _session_calls.list_models("", max(deadline - time.monotonic(), 0.0))
+            try:
+                await self._transport.unary(call, wait_for_ready=True)
+            except Unavailable:
+                await asyncio.sleep(_READY_PAUSE_S)
+            else:
+                return
+
+    @property
+    def raw(self) -> Raw:
+        """The generated stubs, for callers who need messages as they are. They raise grpc's errors, and send no token by themselves."""
+        return self._transport.raw
+
+    async def close(self) -> None:
+        """Close the channel; calls that are running are cancelled."""
+        await self._transport.close()
+
+    async def __aenter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        """Close."""
+        await self.close()

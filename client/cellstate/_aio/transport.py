@@ -1,0 +1,126 @@
+"""Carries out the calls that the core makes ready, on grpc.aio. The channel is made at the first call, on the loop that makes it."""
+
+import asyncio
+import contextlib
+import math
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from typing import Any, TypeVar
+
+import grpc
+import grpc.aio
+
+from cellstate._calls import Call
+from cellstate._status import error_from_status
+from cellstate._stubs import Raw
+from cellstate.connection import Connection
+from cellstate.errors import CellstateError
+
+T = TypeVar("T")
+
+
+class Transport:
+    """One channel and its settings, on one event loop."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self._metadata = connection.metadata()
+        self._raw: Raw | None = None
+        self._closed = False
+
+    @property
+    def raw(self) -> Raw:
+        """The stubs on the channel."""
+        if self._closed:
+            raise RuntimeError("the client is closed: make a new one")
+        if self._raw is None:
+            credentials, options, address = self.connection.credentials(), self.connection.options(), self.connection.address
+            channel = grpc.aio.insecure_channel(address, options) if credentials is None else grpc.aio.secure_channel(address, credentials, options)
+            self._raw = Raw(channel)
+        return self._raw
+
+    async def close(self) -> None:
+        """Close the channel; calls that are running are cancelled."""
+        self._closed = True
+        if self._raw is not None:
+            await self._raw.channel.close()
+
+    async def unary(self, call: Call[T], *, wait_for_ready: bool = False) -> T:
+        """Send one request and return the decoded answer."""
+        try:
+            response = await self._invoke(call, call.request, wait_for_ready=wait_for_ready or None)
+        except grpc.RpcError as error:
+            raise call.failed(to_error(error)) from error
+        return call.decode(response)
+
+    async def upload(self, call: Call[T], messages: AsyncIterable[Any] | Iterable[Any]) -> T:
+        """Stream requests and return the decoded answer. What iterating `messages` raises cancels the call and is raised here."""
+        source = Source(messages)
+        answer = self._invoke(call, source.messages())
+        source.attach(answer.cancel)
+        try:
+            response = await answer
+        except (grpc.RpcError, asyncio.CancelledError) as error:
+            if source.error is not None:
+                raise source.error from None
+            if isinstance(error, grpc.RpcError):
+                raise call.failed(to_error(error)) from error
+            raise
+        return call.decode(response)
+
+    def download(self, call: Call[Any]) -> Any:
+        """Send one request and return grpc's call, which iterates answers."""
+        return self._invoke(call, call.request)
+
+    async def read_all(self, call: Call[Any]) -> list[Any]:
+        """Send one request and return all answers, for calls whose answer is one thing in pieces."""
+        try:
+            return [response async for response in self.download(call)]
+        except grpc.RpcError as error:
+            raise call.failed(to_error(error)) from error
+
+    def duplex(self, call: Call[Any], messages: AsyncIterable[Any] | Iterable[Any]) -> tuple[Any, "Source"]:
+        """Stream requests; return grpc's call, which iterates answers, and the source, which keeps what iterating `messages` raised."""
+        source = Source(messages)
+        answers = self._invoke(call, source.messages())
+        source.attach(answers.cancel)
+        return answers, source
+
+    def _invoke(self, call: Call[Any], request: Any, **settings: Any) -> Any:
+        timeout_s = call.timeout_s
+        if timeout_s is None and not call.streams:
+            timeout_s = self.connection.timeout_s
+        timeout_s = None if timeout_s is None or math.isinf(timeout_s) else timeout_s
+        return getattr(getattr(self.raw, call.service), call.method)(request, timeout=timeout_s, metadata=self._metadata, **settings)
+
+
+class Source:
+    """Iterates the caller's messages in grpc's task. An error of the caller's own cancels the call, and is kept to be raised where the caller waits."""
+
+    def __init__(self, messages: AsyncIterable[Any] | Iterable[Any]) -> None:
+        self.error: Exception | None = None
+        self._messages = messages
+        self._cancel: Callable[[], Any] = lambda: None
+
+    def attach(self, cancel: Callable[[], Any]) -> None:
+        """Tell how to cancel the call, which reads no message before its task runs."""
+        self._cancel = cancel
+
+    async def messages(self) -> AsyncIterator[Any]:
+        """Yield the messages."""
+        try:
+            if isinstance(self._messages, AsyncIterable):
+                async for message in self._messages:
+                    yield message
+            else:
+                for message in self._messages:
+                    yield message
+        except Exception as error:
+            self.error = error
+            self._cancel()
+
+
+def to_error(error: grpc.RpcError) -> CellstateError:
+    """Make the typed error of a call that failed."""
+    with contextlib.suppress(AttributeError):
+        return error_from_status(error.code().value[0], error.details() or "", error.trailing_metadata())
+    return error_from_status(2, str(error))

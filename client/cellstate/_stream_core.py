@@ -1,0 +1,102 @@
+"""A full-duplex stream without its sockets: makes what is sent, sorts what arrives. Pure: `Stream` and `AsyncStream` add waiting and locking."""
+
+from collections import deque
+from typing import Any
+
+from cellstate._calls import Call, Reader, to_generation, to_stream_opening, to_target
+from cellstate._convert import split, to_emit, to_sequence
+from cellstate._tracking import Handle
+from cellstate.errors import CellstateError, ErrorDetails, InvalidInput
+from cellstate.outputs import Completion, Emit, Output
+from cellstate.programs import DirectiveOptions, StreamOptions, check_options
+from cellstate.v1 import inference_pb2
+
+_Request = inference_pb2.ManyToManyRequest
+
+
+class StreamCore:
+    """What both faces of a stream share.
+
+    Attributes:
+        call: The call to make; `opening` is its first message.
+        reader: Reads the answers and keeps the session's handle current.
+        events: Outputs and completions that arrived and were not taken yet.
+        stops: Positions at which stop directives took effect, not taken yet.
+        position: The last position heard of.
+        half_closed: Nothing more may be sent.
+        ended: Nothing more arrives.
+        error: Why it ended, where it failed.
+    """
+
+    def __init__(self, model: str | Handle, options: StreamOptions) -> None:
+        check_options(options, StreamOptions, "stream")
+        target, tracked = to_target(model)
+        self.call: Call[Any] = Call("inference", "ManyToMany", lambda response: response, None, tracked, options.get("timeout_s"), streams=True)
+        self.opening = _Request(open=to_stream_opening(target, options))
+        self.reader = Reader(options.get("form"), tracked)
+        self.events: deque[Output | Completion] = deque()
+        self.stops: deque[int] = deque()
+        self.position = 0
+        self.half_closed = False
+        self.ended = False
+        self.error: CellstateError | None = None
+
+    def send(self, value: Any, emit: Emit | str | None) -> list[inference_pb2.ManyToManyRequest]:
+        """Return the messages that carry an input."""
+        self._check_open()
+        pieces = split(value)
+        if pieces is None:
+            raise InvalidInput("send takes one chunk at a time: text, numbers or an array", ErrorDetails(field="input"))
+        return [_Request(input=inference_pb2.InputChunk(values=to_sequence(piece), emit=to_emit(emit))) for piece in pieces]
+
+    def generate(self, options: DirectiveOptions) -> inference_pb2.ManyToManyRequest:
+        """Return the directive to generate."""
+        check_options(options, DirectiveOptions, "generate")
+        self._check_open()
+        return _Request(generate=inference_pb2.GenerateDirective(generation=to_generation(options)))
+
+    def stop(self) -> inference_pb2.ManyToManyRequest:
+        """Return the directive to stop."""
+        self._check_open()
+        return _Request(stop=inference_pb2.StopDirective())
+
+    def acknowledge(self, position: int | None) -> inference_pb2.ManyToManyRequest:
+        """Return the acknowledgement of outputs."""
+        self._check_open()
+        return _Request(acknowledge=inference_pb2.Acknowledgement(position=self.position if position is None else position))
+
+    def feed(self, response: inference_pb2.ManyToManyResponse) -> None:
+        """Sort a message that arrived."""
+        if response.HasField("opened"):
+            self.position = response.opened.position
+        for event in self.reader.read(response):
+            self.position = event.position
+            self.events.append(event)
+        if response.HasField("stopped"):
+            self.position = response.stopped.position
+            self.stops.append(response.stopped.position)
+
+    def finish(self, error: CellstateError | None = None) -> None:
+        """Note that nothing more arrives."""
+        if self.ended:
+            return
+        self.ended = self.half_closed = True
+        self.error = error
+        if error is not None:
+            self.call.failed(error)
+        else:
+            self.reader.ended()
+
+    def cut(self) -> bool:
+        """Note that the caller ends the stream; False where it had ended."""
+        if self.ended:
+            return False
+        self.ended = self.half_closed = True
+        self.reader.cut()
+        return True
+
+    def _check_open(self) -> None:
+        if self.error is not None:
+            raise self.error
+        if self.half_closed:
+            raise RuntimeError("the stream is closed: nothing more can be sent on it")

@@ -1,0 +1,1 @@
+"""The sync face: grpc's own sync channel under the pure core."""

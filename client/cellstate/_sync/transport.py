@@ -1,0 +1,130 @@
+"""Carries out the calls that the core makes ready, on grpc's sync channel."""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import grpc
+
+from cellstate._calls import Call
+from cellstate._status import error_from_status
+from cellstate._stubs import Raw
+from cellstate.connection import Connection
+from cellstate.errors import CellstateError
+
+T = TypeVar("T")
+
+
+class Transport:
+    """One channel and its settings. Safe to share between threads."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self._metadata = connection.metadata()
+        credentials = connection.credentials()
+        options = connection.options()
+        channel = grpc.insecure_channel(connection.address, options) if credentials is None else grpc.secure_channel(connection.address, credentials, options)
+        self.raw = Raw(channel)
+        self._closed = False
+
+    def close(self) -> None:
+        """Close the channel; calls that are running are cancelled."""
+        self._closed = True
+        self.raw.channel.close()
+
+    def unary(self, call: Call[T], *, wait_for_ready: bool = False) -> T:
+        """Send one request and return the decoded answer."""
+        try:
+            response = self._invoke(call, call.request, wait_for_ready=wait_for_ready or None)
+        except grpc.RpcError as error:
+            raise call.failed(to_error(error)) from error
+        return call.decode(response)
+
+    def upload(self, call: Call[T], messages: Iterable[Any]) -> T:
+        """Stream requests and return the decoded answer. What iterating `messages` raises cancels the call and is raised here."""
+        source = Source(messages)
+        future = self._stub(call).future(source, **self._settings(call))
+        source.attach(future.cancel)
+        try:
+            response = future.result()
+        except (grpc.RpcError, grpc.FutureCancelledError) as error:
+            if source.error is not None:
+                raise source.error from None
+            if isinstance(error, grpc.RpcError):
+                raise call.failed(to_error(error)) from error
+            raise call.failed(error_from_status(1, "the client was closed")) from error
+        except BaseException:
+            future.cancel()
+            raise
+        return call.decode(response)
+
+    def download(self, call: Call[Any]) -> Any:
+        """Send one request and return grpc's iterator of answers."""
+        return self._invoke(call, call.request)
+
+    def read_all(self, call: Call[Any]) -> list[Any]:
+        """Send one request and return all answers, for calls whose answer is one thing in pieces."""
+        try:
+            return list(self.download(call))
+        except grpc.RpcError as error:
+            raise call.failed(to_error(error)) from error
+
+    def duplex(self, call: Call[Any], messages: Iterable[Any]) -> tuple[Any, "Source"]:
+        """Stream requests; return grpc's iterator of answers, and the source, which keeps what iterating `messages` raised."""
+        source = Source(messages)
+        answers = self._invoke(call, source)
+        source.attach(answers.cancel)
+        return answers, source
+
+    def _invoke(self, call: Call[Any], request: Any, **settings: Any) -> Any:
+        return self._stub(call)(request, **self._settings(call), **settings)
+
+    def _stub(self, call: Call[Any]) -> Any:
+        if self._closed:
+            raise RuntimeError("the client is closed: make a new one")
+        return getattr(getattr(self.raw, call.service), call.method)
+
+    def _settings(self, call: Call[Any]) -> dict[str, Any]:
+        timeout_s = call.timeout_s
+        if timeout_s is None and not call.streams:
+            timeout_s = self.connection.timeout_s
+        return {"timeout": None if timeout_s is None or math.isinf(timeout_s) else timeout_s, "metadata": self._metadata}
+
+
+class Source:
+    """Iterates the caller's messages on grpc's thread. An error of the caller's own cancels the call, and is kept to be raised on the caller's thread."""
+
+    def __init__(self, messages: Iterable[Any]) -> None:
+        self.error: BaseException | None = None
+        self._messages = iter(messages)
+        self._cancel: Callable[[], Any] | None = None
+
+    def attach(self, cancel: Callable[[], Any]) -> None:
+        """Tell how to cancel the call, which may have begun to read already."""
+        self._cancel = cancel
+        if self.error is not None:
+            cancel()
+
+    def __iter__(self) -> Iterator[Any]:
+        """Return itself."""
+        return self
+
+    def __next__(self) -> Any:
+        """Return the next message."""
+        try:
+            return next(self._messages)
+        except StopIteration:
+            raise
+        except BaseException as error:
+            self.error = error
+            if self._cancel is not None:
+                self._cancel()
+            raise StopIteration from None
+
+
+def to_error(error: grpc.RpcError) -> CellstateError:
+    """Make the typed error of a call that failed."""
+    with contextlib.suppress(AttributeError):
+        return error_from_status(error.code().value[0], error.details() or "", error.trailing_metadata())
+    return error_from_status(2, str(error))

@@ -1,0 +1,117 @@
+"""What a handle knows of its session. Pure: both faces use it, and no call is made here.
+
+Each call on a session carries its uid, the position of its first step and the position up to which outputs were received, so that a call sent again
+is never applied twice. An error that carries a position moves the handle there. A call that the caller cut short leaves the session somewhere between
+what was received and what was asked: the next call names no position then, and presents the stream token of the one that was cut, so that it is not
+refused as busy.
+"""
+
+from cellstate.errors import CellstateError
+from cellstate.info import SessionInfo
+from cellstate.v1 import inference_pb2
+
+
+class Tracked:
+    """A session's name, uid and position, as last heard of.
+
+    Attributes:
+        info: What the server last told of the session as a whole.
+        position: The last position known.
+    """
+
+    def __init__(self, info: SessionInfo) -> None:
+        self.info = info
+        self.position = info.position
+        self._certain = True
+        self._stream_token = ""
+
+    def replaced(self, info: SessionInfo) -> None:
+        """Take over what the server tells of the session: its uid may be new. While a call is on it, the position is that call's to tell."""
+        if info.uid != self.info.uid:
+            self.ended()
+        elif info.busy:
+            self.info = info
+            return
+        self.info = info
+        self.reached(info.position)
+
+    def reference(self) -> inference_pb2.SessionReference:
+        """Return what a call says of the session."""
+        return inference_pb2.SessionReference(
+            name=self.info.name,
+            uid=self.info.uid,
+            position=self.position if self._certain else None,
+            acknowledged_position=self.position,
+            stream_token=self._stream_token,
+        )
+
+    def opened(self, opened: inference_pb2.Opened) -> None:
+        """Hear the answer to opening."""
+        self._stream_token = opened.stream_token
+        self.reached(opened.position)
+
+    def reached(self, position: int) -> None:
+        """Hear of a position in an answer."""
+        self.position = position
+        self._certain = True
+
+    def ended(self) -> None:
+        """Hear that the call came to its own end."""
+        self._stream_token = ""
+
+    def cut(self) -> None:
+        """Note that the caller ended the call before its end."""
+        self._certain = False
+
+    def failed(self, error: CellstateError) -> None:
+        """Take over the position that an error carries; without one stay, so that the same call sent again is applied once."""
+        if error.position is not None:
+            self.reached(error.position)
+
+
+class Handle:
+    """What the session handles of both faces share: what is known without asking."""
+
+    _tracked: Tracked | None = None
+
+    @property
+    def name(self) -> str:
+        """The session's name."""
+        return self.tracked.info.name
+
+    @property
+    def uid(self) -> str:
+        """The session's uid."""
+        return self.tracked.info.uid
+
+    @property
+    def model(self) -> str:
+        """Name of the session's model."""
+        return self.tracked.info.model
+
+    @property
+    def seed(self) -> int | None:
+        """Seed of draws that name none; None for numeric models."""
+        return self.tracked.info.seed
+
+    @property
+    def position(self) -> int:
+        """The last position known: number of steps that the session has taken."""
+        return self.tracked.position
+
+    @property
+    def tracked(self) -> Tracked:
+        """What is known of the session; for this library's own use.
+
+        Raises:
+            RuntimeError: The session is not created yet.
+        """
+        if self._tracked is None:
+            raise RuntimeError("the session is not created yet: enter it (`with client.session(...) as session`), or call its create()")
+        return self._tracked
+
+    def __repr__(self) -> str:
+        """Return name, model and position."""
+        if self._tracked is None:
+            return f"<{type(self).__name__} not created>"
+        return f"<{type(self).__name__} {self.name!r} of {self.model!r} at position {self.position}>"

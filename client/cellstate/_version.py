@@ -1,0 +1,5 @@
+"""The version that the installed distribution states."""
+
+from importlib.metadata import version
+
+__version__ = version("cellstate")

@@ -1,0 +1,15 @@
+"""The `cellstate` command. This module imports nothing beyond the standard library, so that it can say what to install."""
+
+import sys
+
+
+def main() -> None:
+    """Run the command; where its libraries are missing, say in one line what to install."""
+    try:
+        from cellstate.cli.app import run  # noqa: PLC0415 (only here can a missing library be told in one line)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in {"typer", "rich", "grpc_health"}:
+            raise
+        sys.stderr.write(f"cellstate: the command needs {error.name}: pip install 'cellstate[cli]'\n")
+        sys.exit(1)
+    run()

@@ -1,0 +1,5 @@
+"""`python -m cellstate.cli`."""
+
+from cellstate.cli import main
+
+main()

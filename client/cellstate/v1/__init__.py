@@ -1,0 +1,1 @@
+"""Generated stubs of the contract: see proto/cellstate/v1. Do not edit; `make proto` writes them."""

@@ -1,0 +1,1 @@
+"""The cellstate server. Imports point one way: rpc -> sessions -> engine -> models; `app.py` alone constructs things."""

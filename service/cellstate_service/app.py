@@ -1,0 +1,151 @@
+"""Builds the server from settings, runs it, and stops it gracefully. The one place that constructs things."""
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+
+from cellstate_service.clock import Clock, SystemClock
+from cellstate_service.engine.engine import Engine, EngineConfig
+from cellstate_service.models.registry import ModelRegistry
+from cellstate_service.observability.exposition import Exposition, start_exposition
+from cellstate_service.observability.metrics import Metrics
+from cellstate_service.rpc.auth import Authenticator
+from cellstate_service.rpc.decode import InputLimits
+from cellstate_service.rpc.inference import InferenceServicer
+from cellstate_service.rpc.interceptor import CallInterceptor
+from cellstate_service.rpc.models import ModelServicer
+from cellstate_service.rpc.programs import ProgramDecoder
+from cellstate_service.rpc.server import Server, Servicers
+from cellstate_service.rpc.sessions import SessionServicer
+from cellstate_service.rpc.tls import server_credentials
+from cellstate_service.sessions.call import CallBounds
+from cellstate_service.sessions.manager import SessionConfig, SessionManager
+from cellstate_service.sessions.request_cache import RequestCache
+from cellstate_service.settings import Settings
+
+SWEEP_S = 1.0
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class App:
+    """A running server.
+
+    Attributes:
+        port: The gRPC port.
+        metrics_port: The HTTP port of the metrics; None where it is off.
+    """
+
+    settings: Settings
+    registry: ModelRegistry
+    engines: dict[str, Engine]
+    sessions: SessionManager
+    server: Server
+    exposition: Exposition | None
+    sweeper: "asyncio.Task[None]"
+
+    @property
+    def port(self) -> int:
+        """The gRPC port."""
+        return self.server.port
+
+    @property
+    def metrics_port(self) -> int | None:
+        """The HTTP port of the metrics."""
+        return None if self.exposition is None else self.exposition.port
+
+    async def stop(self) -> None:
+        """Stop gracefully: health says NOT_SERVING, no new calls, running ones finish within the grace period, then the engines end."""
+        await self.server.drain()
+        self.sessions.drain()
+        await self.server.stop(self.settings.grace_s)
+        self.sweeper.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self.sweeper
+        for engine in self.engines.values():
+            await engine.stop()
+        if self.exposition is not None:
+            self.exposition.close()
+
+
+async def start(settings: Settings, clock: Clock | None = None) -> App:
+    """Load the models, start an engine for each, and take calls.
+
+    Raises:
+        ModelError, TokensFileError, TLSError: What the settings name cannot be used; the message says what and where.
+        RuntimeError: The port cannot be bound.
+    """
+    clock = clock or SystemClock()
+    authenticator = Authenticator.from_file(settings.tokens_file)
+    credentials = server_credentials(settings.tls)
+    metrics = Metrics()
+    registry = ModelRegistry()
+    await asyncio.to_thread(registry.load_folder, settings.models, settings.engine.torch_threads)
+    metrics.models_loaded.set(len(registry.names()))
+    config = _session_config(settings)
+    loop = asyncio.get_running_loop()
+    engines: dict[str, Engine] = {}
+    for model in registry.list():
+        engines[model.name] = Engine(model, _engine_config(settings), metrics, clock)
+        engines[model.name].start(loop)
+    sessions = SessionManager(engines, config, metrics, clock)
+    largest = max((model.state_bytes + 4 * model.network.output_size for model in registry.list()), default=0)
+    servicers = Servicers(
+        InferenceServicer(sessions, ProgramDecoder(_input_limits(settings))),
+        SessionServicer(sessions, RequestCache(clock), max_snapshot_bytes=2 * largest + (1 << 20)),
+        ModelServicer(registry),
+    )
+    server = Server(settings, servicers, CallInterceptor(authenticator, metrics), credentials)
+    exposition = None
+    if settings.metrics_port is not None:
+        exposition = start_exposition(metrics.registry, settings.metrics_listen_host, settings.metrics_port)
+    await server.serve()
+    return App(settings, registry, engines, sessions, server, exposition, asyncio.create_task(_sweep(sessions)))
+
+
+async def run(settings: Settings, ready: Callable[[App], None] = lambda app: None) -> int:
+    """Serve until SIGTERM or SIGINT, and return the exit status. `ready` is called once calls are taken."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    app = await start(settings)
+    ready(app)
+    await stopping.wait()
+    _log.info("stopping")
+    await app.stop()
+    _log.info("stopped")
+    return 0
+
+
+async def _sweep(sessions: SessionManager) -> None:
+    while True:
+        await asyncio.sleep(SWEEP_S)
+        sessions.expire_due()
+
+
+def _session_config(settings: Settings) -> SessionConfig:
+    given = settings.sessions
+    return SessionConfig(
+        max_sessions=given.max_sessions,
+        max_sessions_per_owner=given.max_sessions_per_owner,
+        max_calls=settings.engine.max_calls,
+        idle_ttl_s=given.idle_ttl_s,
+        max_ttl_s=given.max_ttl_s,
+        tombstones=given.tombstones,
+        call=CallBounds(settings.engine.output_window_steps, settings.limits.queued_steps),
+    )
+
+
+def _engine_config(settings: Settings) -> EngineConfig:
+    slots = settings.sessions.max_sessions + settings.engine.max_calls
+    return EngineConfig(settings.engine.max_batch_rows, slots, settings.engine.torch_threads)
+
+
+def _input_limits(settings: Settings) -> InputLimits:
+    limits = settings.limits
+    return InputLimits(limits.max_input_steps, limits.max_message_bytes, limits.max_programs)

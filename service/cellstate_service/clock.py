@@ -1,0 +1,28 @@
+"""Time, passed in by constructor so that tests can turn it."""
+
+import time
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """Wall time for what callers see, monotonic time for durations."""
+
+    def now(self) -> float:
+        """Return seconds since the Unix epoch."""
+        ...
+
+    def monotonic(self) -> float:
+        """Return seconds on a clock that never goes back."""
+        ...
+
+
+class SystemClock:
+    """The machine's clocks."""
+
+    def now(self) -> float:
+        """Return seconds since the Unix epoch."""
+        return time.time()
+
+    def monotonic(self) -> float:
+        """Return seconds on a clock that never goes back."""
+        return time.monotonic()

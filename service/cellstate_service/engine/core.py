@@ -1,0 +1,290 @@
+"""What the engine thread does: it keeps each session's requests in order, steps those that are ready, and records what came out. No threads, no event loop."""
+
+from collections import deque
+from dataclasses import replace
+
+import numpy as np
+import structlog
+
+from cellstate_service.clock import Clock
+from cellstate_service.engine.batch import Batch
+from cellstate_service.engine.outbox import Outbox
+from cellstate_service.engine.request import Event, Failed, Finish, Finished, Request, StopTaken
+from cellstate_service.engine.resident import Resident, ResidentState
+from cellstate_service.engine.runner import Runner
+from cellstate_service.engine.scheduler import Scheduler
+from cellstate_service.engine.state_pool import StatePool
+from cellstate_service.errors import CellstateError, DeadlinePassed, NotFound, Precondition, Reason, StepFailed, Unavailable
+from cellstate_service.models.loading import LoadedModel
+from cellstate_service.observability.metrics import ModelMetrics
+
+_log = structlog.get_logger(__name__)
+
+
+class EngineCore:
+    """The sessions of one model and their requests, advanced one step at a time.
+
+    Every accepted request ends exactly once: finished, failed, or dropped by its caller. A session's requests run in the order they came.
+
+    Attributes:
+        events: What the callers are still to be told, each with the outbox it goes to. The owner of this object takes them.
+    """
+
+    def __init__(self, model: LoadedModel, pool: StatePool, max_batch_rows: int, metrics: ModelMetrics, clock: Clock) -> None:
+        self._model = model
+        self._pool = pool
+        self._metrics = metrics
+        self._clock = clock
+        self._batch = Batch(model, pool, Runner(model.network, pool))
+        self._scheduler: Scheduler[Resident] = Scheduler(max_batch_rows)
+        self.events: list[tuple[Outbox, Event]] = []
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a session is ready to step."""
+        return len(self._scheduler) > 0
+
+    def step(self) -> None:
+        """Take one step of each session that is ready."""
+        now_s = self._clock.monotonic()
+        residents, overdue = self._scheduler.select(now_s)
+        for resident in overdue:
+            self._fail(resident, DeadlinePassed("the deadline passed before the next step: allow more time, or ask for fewer steps"))
+        if not residents:
+            return
+        requests = [resident.requests[0] for resident in residents]
+        try:
+            events = self._batch.step(residents, now_s)
+        except Exception:
+            _log.exception("a batch failed", model=self._model.name, rows=len(residents))
+            self._metrics.step_failures_total.inc(len(residents))
+            for resident in residents:
+                self._fail(resident, StepFailed("the model's step failed: see the server's log; the session stands before this step"))
+            return
+        ended_s = self._clock.monotonic()
+        self._observe(requests, ended_s - now_s)
+        ended = self._take_events(events)
+        for resident, request in zip(residents, requests, strict=True):
+            if request in ended:
+                self._end(resident, ended[request])
+            else:
+                self._advance(resident, request, ended_s)
+
+    def _take_events(self, events: list[tuple[Request, Event]]) -> dict[Request, Event]:
+        """Queue events for delivery and return those that end their request."""
+        ended: dict[Request, Event] = {}
+        for request, event in events:
+            if isinstance(event, Finished | Failed):
+                ended[request] = event
+                if isinstance(event, Finished):
+                    self.events.append((request.outbox, event))
+            else:
+                request.outbox.sent += 1
+                self.events.append((request.outbox, event))
+        return ended
+
+    def _end(self, resident: Resident, event: Event) -> None:
+        if isinstance(event, Failed):
+            self._metrics.step_failures_total.inc()
+            self._fail(resident, event.error)
+        else:
+            resident.requests.popleft()
+            self._begin_next(resident)
+
+    def _advance(self, resident: Resident, request: Request, now_s: float) -> None:
+        """After a step that did not end the request by itself: end it where all is done, pause it where its reader is behind."""
+        if request.consuming:
+            if request.outbox.full:
+                self._pause(resident, request)
+            return
+        generation = request.generation
+        if generation is None or request.generated >= generation.max_steps:
+            reason = Finish.INPUT_CONSUMED if generation is None else Finish.MAX_STEPS
+            self.events.append((request.outbox, self._batch.finished(resident, request, reason, now_s)))
+            resident.requests.popleft()
+            self._begin_next(resident)
+        elif request.stop_requested:
+            self._finish_stopped(resident, request, now_s)
+        elif request.outbox.full:
+            self._pause(resident, request)
+
+    def _pause(self, resident: Resident, request: Request) -> None:
+        self._scheduler.remove(resident)
+        request.outbox.paused = True
+        if request.outbox.has_room_again:  # taken meanwhile, before the flag was seen
+            self.make_ready(resident)
+
+    def make_ready(self, resident: Resident) -> None:
+        """Let a session that has requests step (again)."""
+        if resident.requests and not resident.closed:
+            resident.requests[0].outbox.paused = False
+            self._scheduler.add(resident, resident.requests[0].deadline_s)
+
+    def accept(self, resident: Resident, request: Request) -> None:
+        """Queue a request behind those that the session has."""
+        if resident.closed:
+            self.events.append((request.outbox, Failed(NotFound("the session was deleted", Reason.SESSION_CLOSED))))
+            return
+        resident.requests.append(request)
+        if len(resident.requests) == 1:
+            self._begin_next(resident)
+
+    def _begin_next(self, resident: Resident) -> None:
+        """Make the session's first request ready to run, working off those that need no step."""
+        self._scheduler.remove(resident)
+        while resident.requests:
+            request = resident.requests[0]
+            try:
+                ready = self._prepare(resident, request)
+            except CellstateError as error:
+                self._fail(resident, error)
+                return
+            if ready:
+                self._scheduler.add(resident, request.deadline_s)
+                if request.outbox.full:
+                    self._pause(resident, request)
+                return
+
+    def _prepare(self, resident: Resident, request: Request) -> bool:
+        """Check a request against the session and return whether it needs steps; where it needs none, it has been answered and removed."""
+        if request.refusal is not None:
+            raise request.refusal
+        if request.is_stop:
+            self.events.append((request.outbox, StopTaken(resident.position)))
+            resident.requests.popleft()
+            return False
+        if request.position is not None and request.position != resident.position:
+            raise Precondition(
+                f"position: {request.position} is not the session's next position {resident.position}",
+                Reason.POSITION_MISMATCH,
+                field="position",
+            )
+        if request.stop_requested and not request.consuming:
+            self._finish_stopped(resident, request, self._clock.monotonic(), begin_next=False)
+            return False
+        if resident.slot is None:
+            self.acquire(resident, None)
+        if request.inputs is None and request.generation is None:
+            self._answer_last_output(resident, request)
+            return False
+        if request.inputs is None and not resident.has_output:
+            if self._model.start_value is None:
+                raise Precondition(
+                    "there is no output to generate from: send an input first (the model's manifest has no start value)",
+                    Reason.NOTHING_TO_GENERATE_FROM,
+                    field="input",
+                )
+            request.inputs = np.asarray(self._model.start_value)[None]
+        return True
+
+    def _answer_last_output(self, resident: Resident, request: Request) -> None:
+        if not resident.has_output:
+            raise Precondition("there is no output to answer: send an input first", Reason.NOTHING_TO_GENERATE_FROM, field="input")
+        request.outbox.sent += 1
+        self.events.append((request.outbox, self._batch.last_output(resident, request)))
+        self.events.append((request.outbox, self._batch.finished(resident, request, Finish.INPUT_CONSUMED, self._clock.monotonic())))
+        resident.requests.popleft()
+
+    def _finish_stopped(self, resident: Resident, request: Request, now_s: float, *, begin_next: bool = True) -> None:
+        self.events.append((request.outbox, self._batch.finished(resident, request, Finish.STOP_DIRECTIVE, now_s)))
+        resident.requests.popleft()
+        if begin_next:
+            self._begin_next(resident)
+
+    def stop_generation(self, resident: Resident, outbox: Outbox) -> None:
+        """End a call's last generation, running or waiting; answered in its turn."""
+        request = next((r for r in reversed(resident.requests) if r.generation is not None and r.outbox is outbox), None)
+        self.accept(resident, Request(outbox, is_stop=True))
+        if request is not None:
+            request.stop_requested = True
+            if request is resident.requests[0] and not request.consuming:
+                self._finish_stopped(resident, request, self._clock.monotonic())
+
+    def _fail(self, resident: Resident, error: CellstateError) -> None:
+        """Fail the session's running request; those of the same call behind it are dropped, since its error ends the call."""
+        request = resident.requests[0]
+        self.events.append((request.outbox, Failed(error.at(resident.position))))
+        self.drop(resident, request.outbox)
+
+    def drop(self, resident: Resident, outbox: Outbox) -> None:
+        """Drop a call's requests."""
+        first = resident.requests[0] if resident.requests else None
+        resident.requests = deque(request for request in resident.requests if request.outbox is not outbox)
+        if first is not None and first.outbox is outbox:
+            self._begin_next(resident)
+
+    def acquire(self, resident: Resident, state: ResidentState | None) -> None:
+        """Give a session a slot, with a state to begin from where one is given; raises Exhausted."""
+        resident.slot = self._pool.acquire()
+        self._metrics.slots_in_use.set(self._pool.in_use)
+        if state is not None:
+            self._write(resident, resident.slot, state)
+
+    def _write(self, resident: Resident, slot: int, state: ResidentState) -> None:
+        self._pool.write(slot, state.tensors, state.last_output)
+        resident.position, resident.seed, resident.has_output = state.position, state.seed, state.last_output is not None
+        resident.tail_tokens, resident.tail_text = state.tail_tokens, state.tail_text
+        if resident.decoder is not None:
+            resident.decoder.restore(list(state.text_context), list(state.text_pending))
+
+    def read(self, resident: Resident) -> ResidentState:
+        """Return a copy of a session's state."""
+        if resident.slot is None:
+            raise NotFound("the session was deleted", Reason.SESSION_CLOSED)
+        tensors, output = self._pool.read(resident.slot)
+        context, pending = ([], []) if resident.decoder is None else resident.decoder.snapshot()
+        return ResidentState(
+            position=resident.position,
+            seed=resident.seed,
+            tensors=tensors,
+            last_output=output if resident.has_output else None,
+            tail_tokens=resident.tail_tokens,
+            tail_text=resident.tail_text,
+            text_context=tuple(context),
+            text_pending=tuple(pending),
+        )
+
+    def fork(self, resident: Resident, other: Resident) -> int:
+        """Give another session a slot with a copy of this one's state, and return the position."""
+        self.acquire(other, replace(self.read(resident), seed=other.seed))
+        return other.position
+
+    def reset(self, resident: Resident, seed: int) -> None:
+        """Put a session without requests back to the initial state."""
+        if resident.slot is not None:
+            self._pool.clear(resident.slot)
+        resident.position, resident.seed, resident.has_output = 0, seed, False
+        resident.tail_tokens, resident.tail_text = (), ""
+        if resident.decoder is not None:
+            resident.decoder.reset()
+
+    def release(self, resident: Resident) -> None:
+        """Drop a session's requests and give its slot back."""
+        self._scheduler.remove(resident)
+        resident.requests.clear()
+        resident.closed = True
+        if resident.slot is not None:
+            self._pool.release(resident.slot)
+            resident.slot = None
+        self._metrics.slots_in_use.set(self._pool.in_use)
+
+    def _observe(self, requests: list[Request], step_s: float) -> None:
+        metrics = self._metrics
+        metrics.step_seconds.observe(step_s)
+        metrics.batch_rows.observe(len(requests))
+        generated = sum(request.generated > 0 for request in requests)
+        metrics.generated_steps_total.inc(generated)
+        metrics.consumed_steps_total.inc(len(requests) - generated)
+        if self._model.tokenizer is not None or self._model.manifest.input.kind == "tokens":
+            metrics.generated_tokens_total.inc(generated)
+        for request in requests:
+            if request.consumed + request.generated == 1 and request.started_s is not None:
+                metrics.queue_seconds.observe(request.started_s - request.accepted_s)
+
+    def fail_all(self) -> None:
+        """Fail what is ready to step: the engine is stopping."""
+        now_s = self._clock.monotonic()
+        while len(self._scheduler):
+            residents, overdue = self._scheduler.select(now_s)
+            for resident in [*residents, *overdue]:
+                self._fail(resident, Unavailable("the server is stopping: call again later"))

@@ -1,0 +1,207 @@
+"""One engine per loaded model: a thread, a state pool, a queue. The thread owns the tensors, the event loop owns the callers, they meet at the queue."""
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import structlog
+import torch
+
+from cellstate_service.clock import Clock
+from cellstate_service.engine.core import EngineCore
+from cellstate_service.engine.outbox import Outbox
+from cellstate_service.engine.request import Event, Request
+from cellstate_service.engine.resident import Resident, ResidentState
+from cellstate_service.engine.state_pool import StatePool
+from cellstate_service.errors import Unavailable
+from cellstate_service.models.loading import LoadedModel
+from cellstate_service.observability.metrics import Metrics
+
+Result = TypeVar("Result")
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Sizes of an engine.
+
+    Attributes:
+        max_batch_rows: Rows of one step at most.
+        slots: Sessions and calls without session that can hold state at once.
+        torch_threads: Threads that torch computes a step with.
+    """
+
+    max_batch_rows: int = 256
+    slots: int = 5120
+    torch_threads: int = 1
+
+
+class Engine:
+    """Runs requests of many sessions of one model, one step of each ready session per iteration.
+
+    The public methods are called from the event loop; everything that touches a tensor is queued to the thread, which works the queue off between two steps, in
+    order. Results return to the loop once per batch. Every accepted request ends exactly once: finished, failed, or cancelled.
+    """
+
+    def __init__(self, model: LoadedModel, config: EngineConfig, metrics: Metrics, clock: Clock) -> None:
+        self.model = model
+        self._config = config
+        self._clock = clock
+        self._pool = StatePool(model.network.state, model.network.output_size, config.slots)
+        self._core = EngineCore(model, self._pool, config.max_batch_rows, metrics.for_model(model.name), clock)
+        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._main, name=f"engine-{model.name}", daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopping = False
+
+    # -- called from the event loop
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Start the thread; results go to `loop`."""
+        self._loop = loop
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """End the thread after the step that is running. What is still queued or running fails as unavailable."""
+        self._commands.put(self._begin_stop)
+        await asyncio.to_thread(self._thread.join)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    @property
+    def slots(self) -> int:
+        """Number of state slots."""
+        return self._pool.slots
+
+    def new_resident(self, seed: int) -> Resident:
+        """Return a session at position 0 that takes its slot with its first request."""
+        return Resident(seed, None if self.model.tokenizer is None else self.model.tokenizer.decoder())
+
+    def submit(self, resident: Resident, request: Request) -> None:
+        """Queue a request behind those that the session already has."""
+        request.accepted_s = self._clock.monotonic()
+        self._commands.put(lambda: self._core.accept(resident, request))
+
+    def stop_generation(self, resident: Resident, outbox: Outbox) -> None:
+        """End the generation of a call that is running or waiting to run; answered by `StopTaken` in its turn."""
+        self._commands.put(lambda: self._core.stop_generation(resident, outbox))
+
+    def resume(self, resident: Resident) -> None:
+        """Let a paused session go on: its caller took outputs."""
+        self._commands.put(lambda: self._core.make_ready(resident))
+
+    def cancel(self, resident: Resident, outbox: Outbox) -> None:
+        """Drop the requests of a call, between two steps."""
+        self._commands.put(lambda: self._core.drop(resident, outbox))
+
+    def release(self, resident: Resident) -> None:
+        """Drop a session: its requests and its slot."""
+        self._commands.put(lambda: self._core.release(resident))
+
+    async def acquire(self, resident: Resident, state: ResidentState | None = None) -> None:
+        """Give a session its slot now, optionally with a state to begin from.
+
+        Raises:
+            Exhausted: No slot is free.
+        """
+        await self._execute(lambda: self._core.acquire(resident, state))
+
+    async def read(self, resident: Resident) -> ResidentState:
+        """Return a copy of a session's state, as it is between two steps."""
+        return await self._execute(lambda: self._core.read(resident))
+
+    async def position(self, resident: Resident) -> int:
+        """Return a session's position after everything that was queued before."""
+        return await self._execute(lambda: resident.position)
+
+    async def fork(self, resident: Resident, other: Resident) -> int:
+        """Give `other` a slot with a copy of this session's state, and return the position.
+
+        Raises:
+            Exhausted: No slot is free.
+        """
+        return await self._execute(lambda: self._core.fork(resident, other))
+
+    async def reset(self, resident: Resident, seed: int) -> None:
+        """Put a session without requests back to the initial state."""
+        await self._execute(lambda: self._core.reset(resident, seed))
+
+    async def _execute(self, operation: Callable[[], Result]) -> Result:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Result] = loop.create_future()
+
+        def settle(result: Result | None, error: BaseException | None) -> None:
+            if future.done():
+                return
+            if error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(result)  # type: ignore[arg-type]
+
+        def command() -> None:
+            try:
+                result = operation()
+            except BaseException as error:
+                loop.call_soon_threadsafe(settle, None, error)
+            else:
+                loop.call_soon_threadsafe(settle, result, None)
+
+        if self._stopping:
+            raise Unavailable("the server is stopping: call again later")
+        self._commands.put(command)
+        return await future
+
+    def _deliver(self, events: list[tuple[Outbox, Event]]) -> None:
+        touched: dict[Outbox, None] = {}
+        for outbox, event in events:
+            outbox.push(event)
+            touched[outbox] = None
+        for outbox in touched:
+            outbox.wake()
+
+    # -- on the engine thread
+
+    def _main(self) -> None:
+        torch.set_num_threads(self._config.torch_threads)
+        with torch.inference_mode():
+            while not (self._stopping and self._commands.empty()):
+                self._work_off_commands()
+                if self._stopping:
+                    self._core.fail_all()
+                elif self._core.has_work:
+                    self._core.step()
+                self._flush()
+
+    def _work_off_commands(self) -> None:
+        if not self._core.has_work and not self._stopping:
+            self._run_command(self._commands.get())
+        while True:
+            try:
+                command = self._commands.get_nowait()
+            except queue.Empty:
+                return
+            self._run_command(command)
+
+    def _run_command(self, command: Callable[[], None]) -> None:
+        try:
+            command()
+        except Exception:
+            _log.exception("engine command failed", model=self.model.name)
+
+    def _flush(self) -> None:
+        events = self._core.events
+        if events and self._loop is not None:
+            self._core.events = []
+            try:
+                self._loop.call_soon_threadsafe(self._deliver, events)
+            except RuntimeError:  # the loop is closed: nobody is left to be told
+                self._stopping = True
+
+    def _begin_stop(self) -> None:
+        self._stopping = True

@@ -1,0 +1,170 @@
+"""What is handed to the engine (requests) and what comes back (events). Plain data: no tensors, no I/O."""
+
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cellstate_service.errors import CellstateError
+
+if TYPE_CHECKING:
+    from cellstate_service.engine.outbox import Outbox
+
+Inputs = NDArray[np.int64] | NDArray[np.float32]
+
+
+class Emit(Enum):
+    """Which outputs of consumed inputs are answered."""
+
+    NONE = auto()
+    LAST = auto()
+    ALL = auto()
+
+
+class Form(Enum):
+    """The form in which outputs are answered."""
+
+    TEXT = auto()
+    TOKENS = auto()
+    VALUES = auto()
+    LOGITS = auto()
+
+    @property
+    def draws(self) -> bool:
+        """Whether a token is drawn from the output."""
+        return self in (Form.TEXT, Form.TOKENS)
+
+
+class Finish(Enum):
+    """Why a request ended."""
+
+    INPUT_CONSUMED = auto()
+    MAX_STEPS = auto()
+    STOP_SEQUENCE = auto()
+    END_TOKEN = auto()
+    STOP_DIRECTIVE = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How a token is drawn. Temperature 0 takes the most probable; `top_k` 0 keeps all; without a seed the session's counts."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """What to generate: at most `max_steps` steps, or up to the end of a stop sequence."""
+
+    max_steps: int
+    stop_texts: tuple[str, ...] = ()
+    stop_tokens: tuple[tuple[int, ...], ...] = ()
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """Consume T inputs, emit (all, last or none) of their outputs, then generate N steps.
+
+    Without inputs and without generation it takes no step and answers the session's last output.
+
+    Attributes:
+        outbox: Where its events go.
+        inputs: Token ids int64 [T] or values float32 [T, features] in model units; None consumes nothing.
+        emit: Which outputs of the inputs are answered.
+        form: The form of the outputs.
+        sampling: How tokens are drawn.
+        generation: What to generate afterwards; None generates nothing.
+        log_probabilities: Also answer the log-probability of each drawn token.
+        position: Position that the session must have before the first step.
+        deadline_s: Monotonic time after which no further step is taken.
+        is_stop: A marker behind a stopped generation: taking its turn answers the stop.
+        refusal: A message that cannot be applied: taking its turn fails the call, after all that came before it.
+        accepted_s: Monotonic time of acceptance.
+
+    The fields after these are the engine thread's own record of progress.
+    """
+
+    outbox: "Outbox"
+    inputs: Inputs | None = None
+    emit: Emit = Emit.NONE
+    form: Form = Form.VALUES
+    sampling: Sampling = field(default_factory=Sampling)
+    generation: Generation | None = None
+    log_probabilities: bool = False
+    position: int | None = None
+    deadline_s: float | None = None
+    is_stop: bool = False
+    refusal: CellstateError | None = None
+    accepted_s: float = 0.0
+
+    consumed: int = 0
+    generated: int = 0
+    started_s: float | None = None
+    stop_requested: bool = False
+
+    @property
+    def input_steps(self) -> int:
+        """Number of steps of input."""
+        return 0 if self.inputs is None else len(self.inputs)
+
+    @property
+    def consuming(self) -> bool:
+        """Whether the next step takes an input (otherwise it generates)."""
+        return self.consumed < self.input_steps
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """One emitted step.
+
+    Attributes:
+        position: Position of the step; afterwards the session is at `position + 1`.
+        value: A token id, or the output's row float32 [features or vocabulary].
+        text: Text that became complete with this token (form TEXT).
+        log_probability: Of the drawn token, where asked for.
+        generated: Whether the step generated (otherwise it consumed an input).
+    """
+
+    position: int
+    value: "int | NDArray[np.float32]"
+    text: str
+    log_probability: float | None
+    generated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A request ended. `emit` and `generates` are the request's, so that whoever answers it need not keep it."""
+
+    reason: Finish
+    position: int
+    consumed_steps: int
+    generated_steps: int
+    stop_sequence: "str | tuple[int, ...] | None"
+    seed: int | None
+    queue_wait_s: float
+    run_s: float
+    emit: Emit
+    generates: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StopTaken:
+    """A stop directive took effect."""
+
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A request failed; those behind it in the same call are dropped."""
+
+    error: CellstateError
+
+
+Event = StepOutput | Finished | StopTaken | Failed

@@ -1,0 +1,92 @@
+"""A session as the engine thread knows it: a slot, a position, and what generation carries from step to step."""
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cellstate_service.engine.request import Generation, Request
+from cellstate_service.models.tokenizers import TextDecoder
+
+TAIL_TOKENS = 256
+TAIL_CHARACTERS = 256
+
+
+@dataclass(slots=True, eq=False)
+class Resident:
+    """A resident session. Only the engine thread writes it; the loop may read `position`.
+
+    Attributes:
+        seed: Seed of draws that name none.
+        slot: Row of the state pool; None until it first needs one.
+        position: Steps taken.
+        has_output: Whether the slot holds the output of a step (or of a snapshot).
+        decoder: Incremental detokenizer of generated tokens, where the model has a tokenizer.
+        tail_tokens: The last generated tokens, for stop sequences that span two requests.
+        tail_text: The same as text.
+        requests: Requests in the order they came; the first is running.
+        closed: Its slot was given back.
+    """
+
+    seed: int
+    decoder: TextDecoder | None = None
+    slot: int | None = None
+    position: int = 0
+    has_output: bool = False
+    tail_tokens: tuple[int, ...] = ()
+    tail_text: str = ""
+    requests: deque[Request] = field(default_factory=deque)
+    closed: bool = False
+
+    def consumed(self, token: int | None) -> None:
+        """Record that an input was consumed: generation after it starts a new text."""
+        self.position += 1
+        self.has_output = True
+        self.tail_tokens, self.tail_text = (), ""
+        if self.decoder is not None and token is not None:
+            self.decoder.context((token,))
+
+    def generated(self, token: int | None) -> str:
+        """Record that a token (None for numeric models) was generated, and return the text that became complete."""
+        self.position += 1
+        if token is None:
+            return ""
+        self.tail_tokens = (*self.tail_tokens[1 - TAIL_TOKENS :], token)
+        text = "" if self.decoder is None else self.decoder.feed(token)
+        self.tail_text = (self.tail_text + text)[-TAIL_CHARACTERS:]
+        return text
+
+    def stop_sequence(self, generation: Generation, text: str) -> str | tuple[int, ...] | None:
+        """Return the stop sequence that the last generated step, which completed `text`, completes."""
+        for tokens in generation.stop_tokens:
+            if self.tail_tokens[-len(tokens) :] == tokens:
+                return tokens
+        for stop in generation.stop_texts:
+            if text and stop in self.tail_text[-(len(text) + len(stop) - 1) :]:
+                return stop
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class ResidentState:
+    """A resident session's future at one position: whoever restores it and is given the same inputs computes the same bits.
+
+    Attributes:
+        position: Steps taken.
+        seed: Seed of draws that name none.
+        tensors: State float32 [layers, width] by name.
+        last_output: float32 [output], in model units; None before any step.
+        tail_tokens, tail_text: What still counts for the next match of a stop sequence.
+        text_context, text_pending: Token ids that the detokenizer needs.
+    """
+
+    position: int
+    seed: int
+    tensors: Mapping[str, NDArray[np.float32]]
+    last_output: NDArray[np.float32] | None
+    tail_tokens: tuple[int, ...] = ()
+    tail_text: str = ""
+    text_context: tuple[int, ...] = ()
+    text_pending: tuple[int, ...] = ()

@@ -1,0 +1,94 @@
+"""The portable form of a snapshot: the contract's SnapshotEnvelope around a serialized Snapshot, versioned and checksummed."""
+
+import hashlib
+
+from cellstate.v1 import session_pb2, snapshot_pb2, types_pb2
+from google.protobuf.message import DecodeError
+
+from cellstate_service.engine.resident import ResidentState
+from cellstate_service.errors import DataLoss, InvalidInput, Precondition, Reason
+from cellstate_service.rpc.decode import decode_tensor
+from cellstate_service.rpc.encode import encode_tensor
+from cellstate_service.sessions.snapshots import Snapshot
+
+MAGIC = "cellstate snapshot"
+FORMAT_VERSION = 1
+
+
+def encode_snapshot(snapshot: Snapshot) -> bytes:
+    """Return a snapshot as a file."""
+    state = snapshot.state
+    anchor = snapshot_pb2.Anchor(
+        position=state.position,
+        state=[types_pb2.NamedTensor(name=name, tensor=encode_tensor(tensor)) for name, tensor in sorted(state.tensors.items())],
+        sampling=types_pb2.Sampling(seed=state.seed),
+        stop_tail=types_pb2.TokenIds(ids=state.tail_tokens),
+        text_context=types_pb2.TokenIds(ids=state.text_context),
+        text_pending=types_pb2.TokenIds(ids=state.text_pending),
+        stop_text_tail=state.tail_text,
+    )
+    if state.last_output is not None:
+        anchor.last_output.CopyFrom(encode_tensor(state.last_output))
+    session = session_pb2.Session(
+        name=snapshot.name,
+        uid=snapshot.uid,
+        model=snapshot.model,
+        model_digest=snapshot.model_digest,
+        position=state.position,
+        seed=state.seed,
+        labels=dict(snapshot.labels),
+        numerics_id=snapshot.numerics_id,
+    )
+    if snapshot.idle_ttl_s is not None:
+        session.idle_ttl.FromNanoseconds(int(snapshot.idle_ttl_s * 1e9))
+    message = snapshot_pb2.Snapshot(session=session, anchors=[anchor], state_schema=[_schema(tensor) for tensor in anchor.state])
+    payload = message.SerializeToString(deterministic=True)
+    envelope = snapshot_pb2.SnapshotEnvelope(magic=MAGIC, format_version=FORMAT_VERSION, payload=payload, sha256=hashlib.sha256(payload).digest())
+    return envelope.SerializeToString(deterministic=True)
+
+
+def _schema(named: types_pb2.NamedTensor) -> types_pb2.NamedTensor:
+    return types_pb2.NamedTensor(name=named.name, tensor=types_pb2.Tensor(dtype=named.tensor.dtype, shape=named.tensor.shape))
+
+
+def decode_snapshot(data: bytes) -> Snapshot:
+    """Return the snapshot that a file holds.
+
+    Raises:
+        DataLoss: It is torn, or its checksum fails.
+        InvalidInput: It is no snapshot at all.
+        Precondition: Its format version is not known.
+    """
+    envelope = snapshot_pb2.SnapshotEnvelope()
+    try:
+        envelope.ParseFromString(data)
+    except DecodeError as error:
+        raise DataLoss("data: the snapshot is torn or is none: export it again", field="data") from error
+    if envelope.magic != MAGIC:
+        raise InvalidInput("data: is not a cellstate snapshot", field="data")
+    if envelope.format_version != FORMAT_VERSION:
+        raise Precondition(f"data: format version {envelope.format_version}, this server reads {FORMAT_VERSION}", Reason.SNAPSHOT_MISMATCH, field="data")
+    if hashlib.sha256(envelope.payload).digest() != envelope.sha256:
+        raise DataLoss("data: the checksum fails, so the snapshot is torn: export it again", field="data")
+    message = snapshot_pb2.Snapshot()
+    try:
+        message.ParseFromString(envelope.payload)
+        return _snapshot(message)
+    except (DecodeError, InvalidInput, IndexError) as error:
+        raise DataLoss(f"data: the snapshot cannot be read: {error}", field="data") from error
+
+
+def _snapshot(message: snapshot_pb2.Snapshot) -> Snapshot:
+    session, anchor = message.session, message.anchors[-1]
+    state = ResidentState(
+        position=anchor.position,
+        seed=anchor.sampling.seed,
+        tensors={named.name: decode_tensor(named.tensor, f"state[{named.name}]") for named in anchor.state},
+        last_output=decode_tensor(anchor.last_output, "last_output") if anchor.HasField("last_output") else None,
+        tail_tokens=tuple(anchor.stop_tail.ids),
+        tail_text=anchor.stop_text_tail,
+        text_context=tuple(anchor.text_context.ids),
+        text_pending=tuple(anchor.text_pending.ids),
+    )
+    idle_ttl_s = session.idle_ttl.ToNanoseconds() / 1e9 if session.HasField("idle_ttl") else None
+    return Snapshot(session.name, session.uid, session.model, session.model_digest, session.numerics_id, state, idle_ttl_s, dict(session.labels))

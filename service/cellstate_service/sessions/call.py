@@ -1,0 +1,123 @@
+"""A call: one RPC's hold on a session, or on a state of its own that ends with it."""
+
+import asyncio
+import secrets
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cellstate_service.engine.engine import Engine
+from cellstate_service.engine.outbox import Emitted, Item, Outbox
+from cellstate_service.engine.request import Finished, Request
+from cellstate_service.engine.resident import Resident
+from cellstate_service.errors import CellstateError
+from cellstate_service.models.loading import LoadedModel
+
+if TYPE_CHECKING:
+    from cellstate_service.sessions.session import Session
+
+MAX_QUEUED_REQUESTS = 1024
+WINDOW_BYTES = 8 << 20
+MESSAGE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class CallBounds:
+    """How much of one call may wait.
+
+    Attributes:
+        window_steps: Steps generated ahead of a reader that is slow; fewer where they would fill more than 8 MiB.
+        queued_steps: Steps of input that wait for the engine.
+    """
+
+    window_steps: int = 256
+    queued_steps: int = 65_536
+
+
+class Call:
+    """Hands requests to the engine and returns what comes back, in order.
+
+    Attributes:
+        model: The model that it runs on.
+        session: Its session, or None where the state ends with the call.
+        stream_token: Whoever presents it supersedes this call.
+    """
+
+    def __init__(self, engine: Engine, resident: Resident, session: "Session | None", bounds: CallBounds) -> None:
+        self.model: LoadedModel = engine.model
+        self.session = session
+        self.stream_token = secrets.token_urlsafe(12)
+        row_bytes = 4 * engine.model.network.output_size
+        self.outbox = Outbox(max(1, min(bounds.window_steps, WINDOW_BYTES // row_bytes)), max(1, MESSAGE_BYTES // row_bytes))
+        self._engine = engine
+        self._resident = resident
+        self._max_queued_steps = bounds.queued_steps
+        self._queued: deque[int] = deque()  # steps of input of each request that has not ended
+        self._queued_steps = 0
+        self._room = asyncio.Event()
+        self._room.set()
+
+    @property
+    def seed(self) -> int:
+        """Seed of draws that name none."""
+        return self._resident.seed
+
+    async def position(self) -> int:
+        """Return the position after everything that was handed over before."""
+        return await self._engine.position(self._resident)
+
+    def submit(self, request: Request) -> None:
+        """Hand over a request whose outbox is this call's."""
+        self._queued.append(request.input_steps)
+        self._queued_steps += request.input_steps
+        self._update_room()
+        self._engine.submit(self._resident, request)
+
+    def stop_generation(self) -> None:
+        """End the generation that is running or waiting to run; `next` returns StopTaken in its turn."""
+        self._engine.stop_generation(self._resident, self.outbox)
+
+    async def room(self) -> None:
+        """Wait until the engine has worked off enough of what was handed over."""
+        await self._room.wait()
+
+    async def next(self) -> Item:
+        """Return the next item: emitted outputs (all that wait, of contiguous steps), the end of a request, or the answer to a stop.
+
+        Raises:
+            CellstateError: The call failed.
+        """
+        return self._taken(await self.outbox.next())
+
+    def next_ready(self) -> Item | None:
+        """Return the next item if one is there."""
+        item = self.outbox.next_ready()
+        return None if item is None else self._taken(item)
+
+    def _taken(self, item: Item) -> Item:
+        if isinstance(item, Emitted):
+            if self.outbox.paused and self.outbox.has_room_again:
+                self._engine.resume(self._resident)
+        elif isinstance(item, Finished):
+            self._queued_steps -= self._queued.popleft()
+            self._update_room()
+        return item
+
+    def fail(self, error: CellstateError) -> None:
+        """End the call from outside: its session was deleted, or a newer call took over."""
+        self._engine.cancel(self._resident, self.outbox)
+        self.outbox.fail(error)
+        self._room.set()
+
+    def end(self) -> None:
+        """Drop what is left of its requests, and its state where it has no session."""
+        if self.session is None:
+            self._engine.release(self._resident)
+        else:
+            self._engine.cancel(self._resident, self.outbox)
+
+    def _update_room(self) -> None:
+        if self._queued_steps < self._max_queued_steps and len(self._queued) < MAX_QUEUED_REQUESTS:
+            self._room.set()
+        else:
+            self._room.clear()

@@ -1,0 +1,71 @@
+"""Makes a repeated call with the same request id answer as the first did."""
+
+import asyncio
+import hashlib
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from cellstate_service.clock import Clock
+from cellstate_service.errors import Aborted, InvalidInput, Reason
+
+Answer = TypeVar("Answer")
+MAX_ID_CHARACTERS = 64
+KEEP_S = 600.0
+LIMIT = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class RequestKey:
+    """Whose request it is: ids of different owners and methods never meet. `content` tells a repeat from a conflict."""
+
+    owner: str
+    method: str
+    request_id: str
+    content: bytes
+
+
+class RequestCache:
+    """Answers by request id, kept for ten minutes (the oldest are forgotten beyond 100,000). Failed calls are not kept: they may be tried again."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._answers: OrderedDict[tuple[str, str, str], tuple[bytes, float, asyncio.Future[Any]]] = OrderedDict()
+
+    async def once(self, key: RequestKey, call: Callable[[], Awaitable[Answer]]) -> Answer:
+        """Make the call, or return what the first call with the same id answered, waiting where it still runs.
+
+        Raises:
+            Aborted: The id was used with other content.
+            InvalidInput: The id is too long.
+        """
+        if not key.request_id:
+            return await call()
+        if len(key.request_id) > MAX_ID_CHARACTERS:
+            raise InvalidInput(f"request_id: {len(key.request_id)} characters, at most {MAX_ID_CHARACTERS} are allowed", field="request_id")
+        self._forget_old()
+        mark = hashlib.sha256(key.content).digest()
+        place = (key.owner, key.method, key.request_id)
+        known = self._answers.get(place)
+        if known is not None:
+            content, _, future = known
+            if content != mark:
+                raise Aborted("request_id: it was used before with other content: use a new one", Reason.REQUEST_ID_CONFLICT, field="request_id")
+            return await asyncio.shield(future)
+        task = asyncio.ensure_future(call())
+        self._answers[place] = (mark, self._clock.monotonic(), task)
+        try:
+            return await asyncio.shield(task)
+        except BaseException:
+            if task.done() and (task.cancelled() or task.exception() is not None):
+                self._answers.pop(place, None)
+            raise
+
+    def _forget_old(self) -> None:
+        now_s = self._clock.monotonic()
+        while self._answers:
+            place, (_, since_s, _) = next(iter(self._answers.items()))
+            if now_s - since_s < KEEP_S and len(self._answers) < LIMIT:
+                return
+            del self._answers[place]

@@ -1,0 +1,209 @@
+"""What can be set, read once when the server starts: flags override environment variables, which override the file, which overrides the defaults.
+
+In the environment a setting is `CELLSTATE_` and its name (`CELLSTATE_PORT`), for one of a group with two underscores between
+(`CELLSTATE_ENGINE__MAX_BATCH_ROWS`); an empty variable counts as unset and `none` as no value. In the file (YAML) groups are mappings. Relative paths are
+relative to the working directory.
+
+An unknown key and an unreadable value are errors that name the key and where it was given. `sources.py` beside this file does the reading.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from cellstate_service.sources import SettingsError, Sources, read_sources, validate
+
+__all__ = [
+    "EngineSettings",
+    "KeepaliveSettings",
+    "LimitsSettings",
+    "LoggingSettings",
+    "SessionSettings",
+    "Settings",
+    "SettingsError",
+    "TLSSettings",
+    "load_settings",
+]
+
+ENV_PREFIX = "CELLSTATE_"
+LOOPBACK = "127.0.0.1"
+ANY_ADDRESS = "0.0.0.0"  # noqa: S104 (taken only where both TLS and tokens are set, or where asked for)
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+Count = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Group(BaseModel):
+    """Settings that belong together."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TLSSettings(Group):
+    """Encryption of the gRPC port. Without a certificate it is plaintext."""
+
+    certificate: Path | None = Field(default=None, description="PEM file with the server's certificate and those between it and the root.")
+    key: Path | None = Field(default=None, description="PEM file with the certificate's private key, unencrypted.")
+    client_ca: Path | None = Field(default=None, description="PEM file of authorities; where set, callers must present a certificate signed by one of them.")
+
+    @model_validator(mode="after")
+    def _whole(self) -> "TLSSettings":
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("certificate and key go together: set both or none")
+        if self.client_ca is not None and self.certificate is None:
+            raise ValueError("client_ca needs certificate and key")
+        return self
+
+
+class EngineSettings(Group):
+    """How each model's engine computes."""
+
+    max_batch_rows: int = Field(default=256, ge=1, le=8192, description="Sessions advanced together by one step at most.")
+    torch_threads: int = Field(
+        default=1,
+        ge=1,
+        le=1024,
+        description="Threads of one torch operation. Part of the numerics id: values of servers that differ here may differ in their last bits.",
+    )
+    max_calls: Count = Field(default=1024, description="Calls at once on one model, with and without a session; each takes a slot.")
+    output_window_steps: Count = Field(default=256, description="Steps generated ahead of a reader that is slow.")
+
+
+class SessionSettings(Group):
+    """How many sessions there are and how long they live."""
+
+    max_sessions: Count = Field(default=4096, description="Sessions on one model.")
+    max_sessions_per_owner: Count | None = Field(default=None, description="Sessions of one owner over all models. None: only bounded by max_sessions.")
+    idle_ttl_s: Seconds = Field(default=3600.0, description="How long an unused session lives where its caller says nothing, in seconds.")
+    max_ttl_s: Seconds = Field(default=7 * 86400.0, description="The longest time to live that a caller may ask for, in seconds.")
+    tombstones: Annotated[int, Field(ge=0)] = Field(default=10_000, description="Ended sessions whose reason is remembered for their owner.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "SessionSettings":
+        if self.idle_ttl_s > self.max_ttl_s:
+            raise ValueError(f"idle_ttl_s ({self.idle_ttl_s:g}) is above max_ttl_s ({self.max_ttl_s:g})")
+        return self
+
+
+class LimitsSettings(Group):
+    """What one call may ask for."""
+
+    max_message_bytes: int = Field(default=4 * 1024 * 1024, ge=1024, le=2**31 - 1, description="Size of a message that is received, in bytes.")
+    max_input_steps: Count = Field(default=100_000, description="Steps of input in one message.")
+    max_programs: Count = Field(default=1024, description="Programs in one Run call.")
+    max_concurrent_streams: Count = Field(default=1024, description="Calls at once on one connection.")
+    queued_steps: Count = Field(
+        default=65_536, description="Steps of input that one stream may have waiting; beyond, the server stops reading until they are consumed."
+    )
+
+
+class KeepaliveSettings(Group):
+    """How dead connections are found."""
+
+    time_s: Seconds = Field(default=60.0, description="Idle time after which the server pings a connection, in seconds.")
+    timeout_s: Seconds = Field(default=20.0, description="Time for the answer before the connection is closed, in seconds.")
+    min_client_ping_s: Seconds = Field(default=10.0, description="The shortest time between two pings of a client that is tolerated, in seconds.")
+
+
+class LoggingSettings(Group):
+    """What is logged, to standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="The least level that is written.")
+    format: Literal["auto", "json", "console"] = Field(default="auto", description="JSON lines, lines for people, or by whether standard error is a terminal.")
+
+
+class Settings(BaseSettings):
+    """All settings of a server. Frozen; `load_settings` makes one from its sources, the constructor takes values and nothing else."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", env_prefix=ENV_PREFIX, env_nested_delimiter="__", env_ignore_empty=True, env_parse_none_str="none"
+    )
+
+    host: str | None = Field(
+        default=None, min_length=1, description="Address of the gRPC port. None: loopback, unless both TLS and a tokens file are set; then every address."
+    )
+    port: Port = Field(default=50051, description="The gRPC port; 0 takes a free one.")
+    metrics_host: str | None = Field(default=None, min_length=1, description="Address of the metrics port. None: loopback.")
+    metrics_port: Port | None = Field(default=9464, description="The HTTP port that Prometheus scrapes; 0 takes a free one, None offers no metrics.")
+    models: Path = Field(default=Path("models"), description="Folder whose sub-folders are models.")
+    tokens_file: Path | None = Field(
+        default=None, description="File of hashed bearer tokens that name the owners. None: every caller is the owner `anonymous`."
+    )
+    grace_s: float = Field(
+        default=20.0, ge=0, allow_inf_nan=False, description="Time for running calls to finish when the server is asked to stop, in seconds."
+    )
+    tls: TLSSettings = Field(default_factory=TLSSettings, description="Encryption of the gRPC port.")
+    engine: EngineSettings = Field(default_factory=EngineSettings, description="How each model's engine computes.")
+    sessions: SessionSettings = Field(default_factory=SessionSettings, description="How many sessions there are and how long they live.")
+    limits: LimitsSettings = Field(default_factory=LimitsSettings, description="What one call may ask for.")
+    keepalive: KeepaliveSettings = Field(default_factory=KeepaliveSettings, description="How dead connections are found.")
+    logging: LoggingSettings = Field(default_factory=LoggingSettings, description="What is logged.")
+
+    @property
+    def listen_host(self) -> str:
+        """Address of the gRPC port."""
+        if self.host is not None:
+            return self.host
+        return ANY_ADDRESS if self.tls.certificate is not None and self.tokens_file is not None else LOOPBACK
+
+    @property
+    def metrics_listen_host(self) -> str:
+        """Address of the metrics port. It has neither encryption nor tokens, so it leaves loopback only where asked to."""
+        return self.metrics_host or LOOPBACK
+
+    @property
+    def log_json(self) -> bool | None:
+        """`configure_logging`'s choice between JSON lines (True), lines for people (False) and finding out (None)."""
+        return None if self.logging.format == "auto" else self.logging.format == "json"
+
+    def cautions(self) -> list[str]:
+        """Say what is allowed and yet worth a warning in the log."""
+        if _is_loopback(self.listen_host):
+            return []
+        found = []
+        if self.tls.certificate is None:
+            found.append(f"listening on {self.listen_host} without TLS: values{' and tokens' if self.tokens_file else ''} travel in clear text")
+        if self.tokens_file is None:
+            found.append(f"listening on {self.listen_host} without a tokens file: whoever reaches the port is the same owner")
+        return found
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Let the constructor read no environment: `load_settings` does, at the edge."""
+        del settings_cls, env_settings, dotenv_settings, file_secret_settings
+        return (init_settings,)
+
+
+def load_settings(config: Path | None = None, overrides: dict[str, object] | None = None) -> Settings:
+    """Read the settings from flags, environment, file and defaults.
+
+    Args:
+        config: YAML file. None: the one that CELLSTATE_CONFIG names, or none.
+        overrides: Values of flags, as nested mappings. They win over everything.
+
+    Returns:
+        The settings; the folder of models exists.
+
+    Raises:
+        SettingsError: A key is unknown, a value unreadable, a file missing. One line per problem.
+    """
+    sources: Sources = read_sources(Settings, config, overrides or {})
+    settings = validate(Settings, sources)
+    if not settings.models.is_dir():
+        given = sources.origin(("models",)) or "models"
+        raise SettingsError([f"{given}: no folder {settings.models.absolute()}; name the folder that holds models by --models DIR or {ENV_PREFIX}MODELS"])
+    return settings
+
+
+def _is_loopback(host: str) -> bool:
+    return host in {"localhost", "::1", "[::1]"} or host.startswith("127.") or host.startswith("unix:")
