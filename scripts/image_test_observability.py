@@ -17,6 +17,7 @@ PATIENCE_S = 30.0
 
 
 def get(url: str) -> Any:
+    """Return the JSON document at `url`."""
     with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 (an address that the shell script gave)
         return json.load(answer)
 
@@ -39,6 +40,7 @@ def wait_for_figure(prometheus: str, query: str) -> float:
 
 
 def main(prometheus: str, grafana: str) -> None:
+    """Ask both; leave with what is wrong."""
     wait_for_figure(prometheus, 'up{job="cellstate"}')
     print("Prometheus scrapes the server", flush=True)
     print(f"Prometheus counts {wait_for_figure(prometheus, 'sum(cellstate_steps_total)'):.0f} steps", flush=True)

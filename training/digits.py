@@ -28,7 +28,7 @@ SPLIT_SEED = 0
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train: images are shifted by up to one pixel and get noise (in normalized units) before each of `epochs` passes."""
+    """How to train: before each pass images are warped by random affine maps of spread `warp` (of half an image) and get noise (in normalized units)."""
 
     hidden_sizes: tuple[int, ...] = (128, 64)
     epochs: int = 150
@@ -36,6 +36,7 @@ class Recipe:
     rate: float = 3e-3
     weight_decay: float = 0.02
     dropout: float = 0.2
+    warp: float = 0.1
     noise: float = 0.1
     label_smoothing: float = 0.05
     seed: int = 0
@@ -79,13 +80,12 @@ def folds(images: Images, count: int = 5) -> list[tuple[Images, Images]]:
     return [(Images(*(t[parts != k] for t in images)), Images(*(t[parts == k] for t in images))) for k in range(count)]
 
 
-def disturb(pixels: Tensor, noise: float, generator: torch.Generator) -> Tensor:
-    """Shift each image [B, 64] by -1, 0 or 1 pixel either way (blank pixels come in) and add noise."""
-    padded = nn.functional.pad(pixels.view(-1, SIDE, SIDE), (1, 1, 1, 1))
-    down, right = torch.randint(3, (2, len(pixels), 1, 1), generator=generator)
-    line = torch.arange(SIDE)
-    shifted = padded[torch.arange(len(pixels))[:, None, None], down + line[:, None], right + line]
-    return shifted.flatten(1) + noise * PIXEL_SCALE * torch.randn(pixels.shape, generator=generator)
+def disturb(pixels: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
+    """Shift, shear, turn and stretch each image [B, 64] a little at random (blank pixels come in) and add noise."""
+    images = pixels.view(-1, 1, SIDE, SIDE)
+    maps = torch.eye(2, 3) + recipe.warp * torch.randn(len(pixels), 2, 3, generator=generator)
+    warped = nn.functional.grid_sample(images, nn.functional.affine_grid(maps, list(images.shape), align_corners=False), align_corners=False)
+    return warped.flatten(1) + recipe.noise * PIXEL_SCALE * torch.randn(pixels.shape, generator=generator)
 
 
 def train(images: Images, recipe: Recipe, label: str) -> Classifier:
@@ -99,7 +99,7 @@ def train(images: Images, recipe: Recipe, label: str) -> Classifier:
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
     for _ in track(range(recipe.epochs), description=label):
         for rows in torch.randperm(len(images.labels), generator=generator).split(recipe.rows):
-            logits = model(disturb(images.pixels[rows], recipe.noise, generator))
+            logits = model(disturb(images.pixels[rows], recipe, generator))
             loss = nn.functional.cross_entropy(logits, images.labels[rows], label_smoothing=recipe.label_smoothing)
             optimizer.zero_grad()
             loss.backward()

@@ -11,7 +11,7 @@ import structlog
 from cellstate_service.clock import Clock, SystemClock
 from cellstate_service.engine.engine import Engine, EngineConfig
 from cellstate_service.models.registry import ModelRegistry
-from cellstate_service.observability.exposition import Exposition, start_exposition
+from cellstate_service.observability.exposition import Exposition
 from cellstate_service.observability.metrics import Metrics
 from cellstate_service.rpc.auth import Authenticator
 from cellstate_service.rpc.decode import InputLimits
@@ -102,7 +102,7 @@ async def start(settings: Settings, clock: Clock | None = None) -> App:
     server = Server(settings, servicers, CallInterceptor(authenticator, metrics), credentials)
     exposition = None
     if settings.metrics_port is not None:
-        exposition = start_exposition(metrics.registry, settings.metrics_listen_host, settings.metrics_port)
+        exposition = Exposition(metrics.registry, settings.metrics_listen_host, settings.metrics_port)
     await server.serve()
     return App(settings, registry, engines, sessions, server, exposition, asyncio.create_task(_sweep(sessions)))
 

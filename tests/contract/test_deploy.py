@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from cellstate_service.observability.metrics import Metrics
 
 ROOT = Path(__file__).parents[2]

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from cellstate.v1 import error_pb2
 from cellstate_service.errors import CellstateError, Reason
 

@@ -116,10 +116,7 @@ class Refusal:
 async def refusal(call: Any) -> Refusal:
     """Await a call that must fail and return what it told."""
     try:
-        if hasattr(call, "__aiter__") and not isinstance(call, Awaitable):
-            async for _ in call:
-                pass
-        elif isinstance(call, grpc.aio.StreamStreamCall | grpc.aio.UnaryStreamCall):
+        if (hasattr(call, "__aiter__") and not isinstance(call, Awaitable)) or isinstance(call, grpc.aio.StreamStreamCall | grpc.aio.UnaryStreamCall):
             async for _ in call:
                 pass
         else:

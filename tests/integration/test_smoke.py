@@ -3,6 +3,7 @@ from cellstate.v1.model_pb2 import ListModelsRequest
 from cellstate.v1.session_pb2 import *
 from tests.integration.stubs import *
 
+
 async def test_all(stubs):
     print([m.name for m in (await stubs.models.ListModels(ListModelsRequest())).models])
     r = await stubs.inference.OneToOne(OneToOneRequest(target=on_model("flowers"), input=values([[1,2,3,4]])))

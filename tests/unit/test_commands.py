@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+
 from cellstate_service.commands import overrides, serve
 from cellstate_service.settings import SettingsError
 

@@ -2,8 +2,9 @@ import os
 from pathlib import Path
 
 import pytest
-from cellstate_service.settings import Settings, SettingsError, TLSSettings, load_settings
 from pydantic import BaseModel
+
+from cellstate_service.settings import Settings, SettingsError, TLSSettings, load_settings
 
 EVERY_ADDRESS = "0.0.0.0"  # noqa: S104
 

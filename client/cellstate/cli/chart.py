@@ -61,7 +61,7 @@ def render_chart(lines: Sequence[Line], frame: Frame) -> Text:
     canvas = _Canvas(frame, columns=max(line.start + len(line.values) for line in lines), low=low, high=high)
     for line in lines:
         canvas.draw(line)
-    scale = [f"{high:g}", *[""] * (frame.height - 2), f"{low:g}"] if frame.height > 1 else [f"{high:g}"]
+    scale = [f"{high:.4g}", *[""] * (frame.height - 2), f"{low:.4g}"] if frame.height > 1 else [f"{high:.4g}"]
     margin = max(len(label) for label in scale)
     chart = Text()
     for label, row in zip(scale, canvas.rows(), strict=True):

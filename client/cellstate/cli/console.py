@@ -1,14 +1,26 @@
 """Where the command writes: results to standard output, everything else to standard error."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+#: Width of lines where nobody watches and the environment says nothing: wide enough for every table.
+_PLAIN_WIDTH = 140
+
+
+def _console(*, stderr: bool) -> Console:
+    console = Console(stderr=stderr, highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _PLAIN_WIDTH
+    return console
+
+
+out = _console(stderr=False)
+err = _console(stderr=True)
 
 
 def print_json(value: Mapping[str, Any] | Sequence[Any]) -> None:

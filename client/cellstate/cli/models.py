@@ -7,7 +7,7 @@ import numpy as np
 import typer
 from rich.table import Table
 
-from cellstate import ModelInfo, ValueSignature
+from cellstate import ModelInfo, ValueKind, ValueSignature
 from cellstate.cli.connection import DEFAULT_ADDRESS, Address, TlsCa, TokenFile, connect
 from cellstate.cli.console import out, print_json, size
 
@@ -34,23 +34,21 @@ def models(
 def models_table(found: list[ModelInfo]) -> Table:
     """Return one row per model."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for heading in ("model", "cell", "input", "output"):
+    for heading in ("model", "cell", "takes", "gives"):
         table.add_column(heading, no_wrap=True)
     for heading in ("parameters", "state"):
         table.add_column(heading, no_wrap=True, justify="right")
-    table.add_column("modes")
     for model in found:
         cell = f"{model.cell.value} {model.num_layers}x{model.hidden_size}"
-        modes = ", ".join(mode.value.replace("_", "-") for mode in model.modes)
-        table.add_row(model.name, cell, describe(model.input), describe(model.output), f"{model.parameters:,}", size(model.state_bytes), modes)
+        table.add_row(model.name, cell, describe(model.input), describe(model.output), f"{model.parameters:,}", size(model.state_bytes))
     return table
 
 
 def describe(signature: ValueSignature) -> str:
-    """Say what a step takes or gives: `text, 65 tokens`, `1 feature`."""
-    unit = "token" if signature.kind.value == "tokens" else "value"
-    plural = "" if signature.size == 1 else "s"
-    return f"{'text, ' if signature.text else ''}{signature.size} {unit}{plural}"
+    """Say what a step takes or gives: `1 of 65 tokens`, `64 values`."""
+    if signature.kind is ValueKind.TOKENS:
+        return f"1 of {signature.size} tokens"
+    return f"{signature.size} value{'' if signature.size == 1 else 's'}"
 
 
 def _details(model: ModelInfo) -> Table:
@@ -61,8 +59,8 @@ def _details(model: ModelInfo) -> Table:
         "model": model.name,
         "": model.description,
         "cell": f"{model.cell.value}, {model.num_layers} layers of {model.hidden_size}",
-        "input": describe(model.input),
-        "output": describe(model.output) + (f" ({', '.join(model.output.names)})" if model.output.names else ""),
+        "takes": describe(model.input) + (" (or text)" if model.input.text else ""),
+        "gives": describe(model.output) + (f" ({', '.join(model.output.names)})" if model.output.names else ""),
         "parameters": f"{model.parameters:,}",
         "state": f"{size(model.state_bytes)} per session" + "".join(f", {item.name} {list(item.shape)}" for item in model.state),
         "modes": ", ".join(mode.value.replace("_", "-") for mode in model.modes),

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from cellstate.v1 import inference_pb2, types_pb2
 from numpy.typing import NDArray
 
+from cellstate.v1 import inference_pb2, types_pb2
 from cellstate_service.engine.request import Emit, Form, Generation, Inputs, Sampling
 from cellstate_service.errors import InvalidInput, Reason
 from cellstate_service.models.errors import TextNotEncodable

@@ -1,9 +1,9 @@
 """From the engine's plain data to the contract's messages."""
 
 import numpy as np
-from cellstate.v1 import types_pb2
 from numpy.typing import NDArray
 
+from cellstate.v1 import types_pb2
 from cellstate_service.engine.outbox import Emitted
 from cellstate_service.engine.request import Finish, Finished, Form
 from cellstate_service.models.loading import LoadedModel

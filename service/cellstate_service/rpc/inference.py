@@ -6,8 +6,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator
 from typing import TypeVar
 
 import structlog
-from cellstate.v1 import inference_pb2, inference_pb2_grpc, types_pb2
 
+from cellstate.v1 import inference_pb2, inference_pb2_grpc, types_pb2
 from cellstate_service.engine.outbox import Emitted, Item
 from cellstate_service.engine.request import Emit, Finished, Request, StopTaken
 from cellstate_service.errors import CellstateError, InvalidInput, Reason

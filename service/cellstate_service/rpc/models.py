@@ -2,9 +2,9 @@
 
 import math
 
-from cellstate.v1 import model_pb2, model_pb2_grpc, types_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from cellstate.v1 import model_pb2, model_pb2_grpc, types_pb2
 from cellstate_service.errors import NotOffered
 from cellstate_service.models.loading import LoadedModel
 from cellstate_service.models.manifest import Manifest

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, replace
 
 from cellstate.v1 import inference_pb2, types_pb2
-
 from cellstate_service.engine.request import Emit, Form, Request, Sampling
 from cellstate_service.errors import InvalidInput, NotOffered, Reason
 from cellstate_service.models.loading import LoadedModel

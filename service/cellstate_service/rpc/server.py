@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import grpc
 import grpc.aio
-from cellstate.v1 import inference_pb2, inference_pb2_grpc, model_pb2, model_pb2_grpc, session_pb2, session_pb2_grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from cellstate.v1 import inference_pb2, inference_pb2_grpc, model_pb2, model_pb2_grpc, session_pb2, session_pb2_grpc
 from cellstate_service.rpc.inference import InferenceServicer
 from cellstate_service.rpc.interceptor import CallInterceptor
 from cellstate_service.rpc.models import ModelServicer

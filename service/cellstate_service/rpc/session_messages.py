@@ -2,9 +2,9 @@
 
 import math
 
-from cellstate.v1 import session_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from cellstate.v1 import session_pb2
 from cellstate_service.errors import InvalidInput
 from cellstate_service.sessions.manager import SessionChange
 from cellstate_service.sessions.session import Durability, Expiration, Session, SessionSpec

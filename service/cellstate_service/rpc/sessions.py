@@ -3,9 +3,9 @@
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
-from cellstate.v1 import session_pb2, session_pb2_grpc
 from google.protobuf.message import Message
 
+from cellstate.v1 import session_pb2, session_pb2_grpc
 from cellstate_service.engine.resident import ResidentState
 from cellstate_service.errors import InvalidInput, Reason
 from cellstate_service.rpc.decode import decode_tensor

@@ -2,9 +2,9 @@
 
 import hashlib
 
-from cellstate.v1 import session_pb2, snapshot_pb2, types_pb2
 from google.protobuf.message import DecodeError
 
+from cellstate.v1 import session_pb2, snapshot_pb2, types_pb2
 from cellstate_service.engine.resident import ResidentState
 from cellstate_service.errors import DataLoss, InvalidInput, Precondition, Reason
 from cellstate_service.rpc.decode import decode_tensor

@@ -3,11 +3,11 @@
 import secrets
 
 import grpc
-from cellstate.v1 import error_pb2
 from google.protobuf import any_pb2, duration_pb2
 from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
+from cellstate.v1 import error_pb2
 from cellstate_service.errors import (
     Aborted,
     AlreadyExists,

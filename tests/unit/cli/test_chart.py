@@ -1,4 +1,5 @@
 import pytest
+
 from cellstate.cli.chart import Frame, Line, render_chart
 
 NAN = float("nan")

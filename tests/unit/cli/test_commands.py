@@ -3,8 +3,9 @@ import subprocess
 import sys
 
 import pytest
-from cellstate.cli.app import app
 from typer.testing import CliRunner
+
+from cellstate.cli.app import app
 
 COMMANDS = ["serve", "models", "generate", "forecast", "sessions", "healthcheck", "token", "demo"]
 SESSION_COMMANDS = ["list", "show", "delete", "reset", "fork", "export", "import"]

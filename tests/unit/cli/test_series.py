@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import typer
+
 from cellstate.cli.series import parse_arguments, read_csv
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from cellstate_service.models.loading import LoadedModel, load_model
 
+from cellstate_service.models.loading import LoadedModel, load_model
 from tests.models_on_disk import write_recurrent
 
 

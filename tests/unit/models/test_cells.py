@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from cellstate_service.models.loading import load_model
-from cellstate_service.models.networks import Network
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from cellstate_service.models.loading import load_model
+from cellstate_service.models.networks import Network
 from tests.models_on_disk import write_recurrent
 
 STEPS, ROWS, FEATURES = 200, 3, 5

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
+
 from cellstate_service.models import linear
 from cellstate_service.models.loading import LoadedModel, load_model
 from cellstate_service.models.networks import Network, StateSpec
 from cellstate_service.models.numerics import check_numerics
-from torch import Tensor
-
 from tests.models_on_disk import write_feed_forward, write_recurrent
 
 ROWS = 64

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
 from cellstate_service.errors import NotFound, Reason
 from cellstate_service.models.errors import ModelError
 from cellstate_service.models.loading import LoadedModel, load_model
 from cellstate_service.models.registry import ModelRegistry
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
 from tests.models_on_disk import CHARACTERS, write_feed_forward, write_recurrent
 
 Load = Callable[..., LoadedModel]

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import yaml
+
 from cellstate_service.models.errors import ModelError
 from cellstate_service.models.manifest import FeedForwardManifest, RecurrentManifest, load_manifest, parse_manifest
-
 from tests.models_on_disk import CHARACTERS, write_feed_forward, write_recurrent
 
 Edited = Callable[..., Path]

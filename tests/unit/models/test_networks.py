@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from cellstate_service.models import networks
-from cellstate_service.models.loading import LoadedModel, load_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from cellstate_service.models import networks
+from cellstate_service.models.loading import LoadedModel, load_model
 from tests.models_on_disk import write_feed_forward, write_recurrent
 
 Load = Callable[..., LoadedModel]

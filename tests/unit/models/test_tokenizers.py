@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tokenizers
-from cellstate_service.models.errors import ModelError, TextNotEncodable
-from cellstate_service.models.huggingface import CONTEXT_IDS, HELD_IDS, HuggingFaceTokenizer
-from cellstate_service.models.tokenizers import ByteTokenizer, CharacterTokenizer, Tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from cellstate_service.models.errors import ModelError, TextNotEncodable
+from cellstate_service.models.huggingface import CONTEXT_IDS, HELD_IDS, HuggingFaceTokenizer
+from cellstate_service.models.tokenizers import ByteTokenizer, CharacterTokenizer, Tokenizer
 
 CHARACTERS = "\x00\n abcé漢😀\u0301"
 CORPUS = ["the cat sat on the mat, and the dog — naïve and 漢字 — sat on the cat 😀😀", "that that is is that that is not is not", "\ufffd"]

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from cellstate_service.models.errors import ModelError
-from cellstate_service.models.loading import load_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from cellstate_service.models.errors import ModelError
+from cellstate_service.models.loading import load_model
 from tests.models_on_disk import write_recurrent
 
 Change = Callable[[dict[str, Tensor]], object]

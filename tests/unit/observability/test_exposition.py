@@ -2,6 +2,7 @@ import socket
 import urllib.request
 
 import pytest
+
 from cellstate_service.observability.exposition import Exposition
 from cellstate_service.observability.metrics import Metrics
 

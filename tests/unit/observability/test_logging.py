@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 import structlog
+
 from cellstate_service.observability.logging import configure_logging
 
 

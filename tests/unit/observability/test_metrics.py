@@ -1,7 +1,8 @@
 import re
 
-from cellstate_service.observability.metrics import Metrics
 from prometheus_client import CollectorRegistry, generate_latest
+
+from cellstate_service.observability.metrics import Metrics
 
 
 def test_names_follow_the_conventions_of_prometheus() -> None:

@@ -2,6 +2,7 @@ import hashlib
 from pathlib import Path
 
 import pytest
+
 from cellstate_service.errors import Unauthenticated
 from cellstate_service.rpc.auth import Authenticator, TokensFileError, load_tokens
 

@@ -45,7 +45,9 @@ def dream_from_one_value(client: Client, stage: Stage, series: YearlySeries) -> 
     value = float(series.values[-_HORIZON - 1])
     stage.heading("one-to-many", f"one value predicts a sequence: {2 * _HORIZON} years from the single value {value:.1f}")
     predicted = _generated(client.one_to_many(MODEL, values([value]), max_steps=2 * _HORIZON))
-    stage.chart([Line("predicted from one value", [value, *predicted], _FORECAST, "o")], ("0", f"+{2 * _HORIZON} years"), height=8)
+    lines = [Line("observed", [value, *series.values[-_HORIZON:]], _TRUTH, "."), Line("predicted from the first value", [value, *predicted], _FORECAST, "o")]
+    first = int(series.years[-_HORIZON - 1])
+    stage.chart(lines, (str(first), str(first + 2 * _HORIZON)), height=8)
     stage.figures(f"{len(predicted)} steps generated, each fed by the one before")
     _check(predicted, 2 * _HORIZON)
 

@@ -25,9 +25,9 @@ class Stage:
         self.console.print()
         if self.rich:
             text = Text.assemble((f" {mode} ", "bold black on bright_cyan"), "  ", (title, "bold"))
-            self.console.print(text)
+            self.say(text)
         else:
-            self.console.print(f"== {mode}: {title}", markup=False)
+            self.say(f"== {mode}: {title}")
 
     def say(self, text: str | Text, style: str = "") -> None:
         """Print a line."""

@@ -1,6 +1,5 @@
 """Acts on the language model: text that appears token by token, many callers in one batch, a session that goes on."""
 
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -48,19 +47,18 @@ def write_together(client: Client, stage: Stage) -> None:
     texts = dict.fromkeys(_CALLERS, "")
     begun = time.perf_counter()
     with ThreadPoolExecutor(len(_CALLERS)) as pool:
-        calls = [pool.submit(_write_one, client, name, texts) for name in _CALLERS]
+        calls = [pool.submit(_write_one, client, name, SEED + index, texts) for index, name in enumerate(_CALLERS)]
         if stage.rich:
             with Live(console=stage.console, auto_refresh=False, transient=False) as live:
-                finished = threading.Event()
-                threading.Thread(target=lambda: ([call.exception() for call in calls], finished.set()), daemon=True).start()
-                while not finished.wait(1 / _FRAMES_PER_S):
+                while not all(call.done() for call in calls):
                     live.update(_panels(texts, stage.width), refresh=True)
+                    time.sleep(1 / _FRAMES_PER_S)
                 live.update(_panels(texts, stage.width), refresh=True)
         steps = sum(call.result() for call in calls)
     seconds = time.perf_counter() - begun
     if not stage.rich:
         for name, text in texts.items():
-            stage.say(f"  {name}: {' '.join(text.split())[:90]}")
+            stage.say(f"  {name}: {' '.join(text.split())[:100]}")
     stage.figures(f"{speed(steps, 'tokens', seconds)} over {len(_CALLERS)} streams")
 
 
@@ -82,8 +80,8 @@ def go_on(client: Client, stage: Stage) -> None:
     stage.figures(f"{again}; so is the state, bit for bit, at position {position}")
 
 
-def _write_one(client: Client, name: str, texts: dict[str, str]) -> int:
-    stream = client.one_to_many(MODEL, f"{name}:\n", max_steps=_CALLER_STEPS, temperature=0.7, seed=SEED)
+def _write_one(client: Client, name: str, seed: int, texts: dict[str, str]) -> int:
+    stream = client.one_to_many(MODEL, f"{name}:\n", max_steps=_CALLER_STEPS, temperature=0.7, seed=seed)
     for output in stream:
         texts[name] += output.text
     return stream.completion.generated_steps if stream.completion else 0
