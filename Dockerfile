@@ -17,11 +17,16 @@ RUN python -m venv --without-pip /opt/cellstate \
     && find "$torch/bin" -type f ! -name torch_shm_manager -delete \
     && strip --strip-unneeded "$torch/lib/libtorch_cpu.so" "$torch/lib/libtorch_python.so"
 
-COPY pyproject.toml README.md LICENSE ./
+# Then what the project depends on, which is the same for every state of its code: an empty project of the same description asks for it.
+COPY pyproject.toml ./
+RUN mkdir -p client/cellstate service/cellstate_service && touch README.md LICENSE client/cellstate/__init__.py service/cellstate_service/__init__.py \
+    && pip --python /opt/cellstate/bin/python install --no-compile --constraint constraints.txt "$TORCH_REQUIREMENT" ".[service,cli]" \
+    && find /opt/cellstate -type d -name tests -path '*/site-packages/*' -not -path '*/torch/*' -prune -exec rm -rf {} +
+
+COPY README.md LICENSE ./
 COPY client client
 COPY service service
-RUN pip --python /opt/cellstate/bin/python install --no-compile --constraint constraints.txt "$TORCH_REQUIREMENT" ".[service,cli]" \
-    && find /opt/cellstate -type d -name tests -path '*/site-packages/*' -not -path '*/torch/*' -prune -exec rm -rf {} + \
+RUN pip --python /opt/cellstate/bin/python install --no-compile --no-deps --force-reinstall . \
     && /opt/cellstate/bin/python -W ignore -c 'import cellstate_service.app, cellstate_service.commands, cellstate.cli.app'
 
 # Readable for the server's user, whatever the permissions in the checkout are.

@@ -104,7 +104,7 @@ class _Canvas:
         for bits, marks, styles in zip(self._bits, self._marks, self._styles, strict=True):
             row = Text()
             for bit, mark, style in zip(bits, marks, styles, strict=True):
-                row.append(chr(_BRAILLE_BLANK + bit) if self._frame.braille else mark, style=style)
+                row.append(chr(_BRAILLE_BLANK + bit) if bit else mark, style=style)
             row.rstrip()
             rows.append(row)
         return rows

@@ -53,7 +53,7 @@ def demo(
     stage.rule()
     if failures:
         fail(f"{len(failures)} of the acts failed: {', '.join(failures)}")
-    stage.say(f"All of it over gRPC, in {time.perf_counter() - begun:.1f} s. `cellstate serve` keeps a server up; `cellstate --help` shows the rest.", "bold")
+    stage.say(f"All of it over gRPC, in {time.perf_counter() - begun:.1f} s. Next: `cellstate serve`, and `cellstate --help`.", "bold")
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from rich.console import Console, RenderableType
 from rich.rule import Rule
+from rich.style import Style
 from rich.text import Text
 
 from cellstate.cli.chart import Frame, Line, render_chart
@@ -18,6 +19,7 @@ class Stage:
     def __init__(self, console: Console) -> None:
         self.console = console
         self.rich = draws_braille(console)
+        self._colors = console.color_system is not None and not console.no_color
         self.width = min(console.width, _MAX_WIDTH)
 
     def heading(self, mode: str, title: str) -> None:
@@ -38,8 +40,8 @@ class Stage:
         self.say(f"  {'▸' if self.rich else '->'} {text}", style="dim")
 
     def write(self, text: str, style: str = "") -> None:
-        """Print a piece of text that goes on, at once."""
-        self.console.print(text, end="", style=style, markup=False, soft_wrap=True)
+        """Print a piece of text that goes on, at once. Cheap, since the server need not wait for a reader that is slow."""
+        self.console.file.write(Style.parse(style).render(text) if self._colors else text)
         self.console.file.flush()
 
     def show(self, renderable: RenderableType) -> None:
