@@ -26,6 +26,7 @@
 
 Inputs of a type that cannot be converted at all raise `TypeError`, as anywhere in Python.
 """
+# ruff: noqa: N818 - named as their status codes are
 
 import dataclasses
 from collections.abc import Mapping

@@ -8,8 +8,9 @@ def main() -> None:
     try:
         from cellstate.cli.app import run  # noqa: PLC0415 (only here can a missing library be told in one line)
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] not in {"typer", "rich", "grpc_health"}:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in {"typer", "rich", "grpc_health"}:
             raise
-        sys.stderr.write(f"cellstate: the command needs {error.name}: pip install 'cellstate[cli]'\n")
+        sys.stderr.write(f"cellstate: the command needs {missing}: pip install 'cellstate[cli]'\n")
         sys.exit(1)
     run()

@@ -21,9 +21,7 @@ _ROWS_SHOWN = 20
 def forecast(  # noqa: PLR0913 (each is a flag)
     *,
     model: Annotated[str, typer.Argument(help="A forecaster that the server has loaded.")],
-    numbers: Annotated[
-        list[str] | None, typer.Argument(metavar="[NUMBERS]...", help="The history, oldest first; features of a step separated by commas.")
-    ] = None,
+    numbers: Annotated[list[str] | None, typer.Argument(metavar="NUMBERS", help="The history, oldest first; features of a step separated by commas.")] = None,
     file: Annotated[Path | None, typer.Option("--file", "-f", metavar="CSV", help="Read the history from a CSV file; - reads standard input.")] = None,
     column: Annotated[list[str] | None, typer.Option("--column", help="Column to take; may be given several times. Default: the last.")] = None,
     steps: Annotated[int, typer.Option("--steps", "-n", min=1, help="Steps to predict.")] = 12,

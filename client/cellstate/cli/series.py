@@ -39,9 +39,9 @@ def read_csv(path: Path, columns: Sequence[str], features: int) -> Series:
         typer.BadParameter: The file cannot be read, a column does not exist, or a value is no number.
     """
     try:
-        lines = (sys.stdin if str(path) == "-" else path.open(encoding="utf-8", newline="")).readlines()
-    except OSError as error:
-        raise typer.BadParameter(f"cannot read {path}: {error.strerror}", param_hint="--file") from error
+        lines = (sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")).splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise typer.BadParameter(f"cannot read {path}: {getattr(error, 'strerror', None) or error}", param_hint="--file") from error
     rows = [row for row in csv.reader(lines) if row]
     if not rows:
         raise typer.BadParameter(f"{path} holds no values", param_hint="--file")

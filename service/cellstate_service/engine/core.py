@@ -121,7 +121,9 @@ class EngineCore:
             self._scheduler.add(resident, resident.requests[0].deadline_s)
 
     def accept(self, resident: Resident, request: Request) -> None:
-        """Queue a request behind those that the session has."""
+        """Queue a request behind those that the session has. One that its call sent before it learned of its end is dropped."""
+        if request.outbox.dropped:
+            return
         if resident.closed:
             self.events.append((request.outbox, Failed(NotFound("the session was deleted", Reason.SESSION_CLOSED))))
             return
@@ -192,22 +194,24 @@ class EngineCore:
             self._begin_next(resident)
 
     def stop_generation(self, resident: Resident, outbox: Outbox) -> None:
-        """End a call's last generation, running or waiting; answered in its turn."""
-        request = next((r for r in reversed(resident.requests) if r.generation is not None and r.outbox is outbox), None)
+        """End a call's generations, running and waiting; answered in its turn."""
+        for request in resident.requests:
+            if request.generation is not None and request.outbox is outbox:
+                request.stop_requested = True
         self.accept(resident, Request(outbox, is_stop=True))
-        if request is not None:
-            request.stop_requested = True
-            if request is resident.requests[0] and not request.consuming:
-                self._finish_stopped(resident, request, self._clock.monotonic())
+        request = resident.requests[0] if resident.requests else None
+        if request is not None and request.stop_requested and not request.consuming:
+            self._finish_stopped(resident, request, self._clock.monotonic())
 
     def _fail(self, resident: Resident, error: CellstateError) -> None:
         """Fail the session's running request; those of the same call behind it are dropped, since its error ends the call."""
-        request = resident.requests[0]
-        self.events.append((request.outbox, Failed(error.at(resident.position))))
-        self.drop(resident, request.outbox)
+        self.drop(resident, resident.requests[0].outbox, error)
 
-    def drop(self, resident: Resident, outbox: Outbox) -> None:
-        """Drop a call's requests."""
+    def drop(self, resident: Resident, outbox: Outbox, error: CellstateError | None = None) -> None:
+        """Drop a call's requests, those too that are still to come. With an error, its caller is told where the session stands."""
+        if error is not None:
+            self.events.append((outbox, Failed(error.at(resident.position))))
+        outbox.dropped = True
         first = resident.requests[0] if resident.requests else None
         resident.requests = deque(request for request in resident.requests if request.outbox is not outbox)
         if first is not None and first.outbox is outbox:

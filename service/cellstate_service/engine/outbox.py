@@ -64,9 +64,10 @@ class Outbox:
         sent: Steps that the engine emitted. Written by the engine thread.
         taken: Steps that the caller took. Written by the loop.
         paused: The session waits for the caller to take outputs. Written by the engine thread.
+        dropped: The call failed or ended, so that the engine takes no more requests of it. Written by the engine thread.
     """
 
-    __slots__ = ("_error", "_items", "_waiter", "coalesced", "paused", "sent", "taken", "window")
+    __slots__ = ("_error", "_items", "_waiter", "coalesced", "dropped", "paused", "sent", "taken", "window")
 
     def __init__(self, window: int, coalesced: int) -> None:
         self.window = window
@@ -74,6 +75,7 @@ class Outbox:
         self.sent = 0
         self.taken = 0
         self.paused = False
+        self.dropped = False
         self._items: deque[Item] = deque()
         self._error: CellstateError | None = None
         self._waiter: asyncio.Future[None] | None = None

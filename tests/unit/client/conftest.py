@@ -1,4 +1,8 @@
-"""A small server over a real socket that speaks the contract and keeps what it was sent: it stands in for the real one where a test is about the client alone."""
+"""A small server over a real socket that speaks the contract and keeps what it was sent.
+
+It stands in for the real one where a test is about the client alone.
+"""
+# ruff: noqa: N802 - the methods are named as the contract names them
 
 import threading
 from collections.abc import Iterator
@@ -51,6 +55,8 @@ class FakeServer(inference_pb2_grpc.InferenceServiceServicer, session_pb2_grpc.S
 
     def steps(self, values: types_pb2.Sequence) -> int:
         kind = values.WhichOneof("value")
+        if kind is None:
+            return 0
         return len(values.text) if kind == "text" else len(values.tokens.ids) if kind == "tokens" else values.tensor.shape[0]
 
     def output(self, values: types_pb2.Sequence) -> types_pb2.Output:
@@ -63,7 +69,8 @@ class FakeServer(inference_pb2_grpc.InferenceServiceServicer, session_pb2_grpc.S
     def seen(self, request: Any, context: Any) -> None:
         self.requests.append(request)
         self.metadata = [(key, value) for key, value in context.invocation_metadata()]
-        if getattr(request, "target", inference_pb2.Target()).model == FAILS:
+        opening = getattr(request, "open", request)
+        if getattr(opening, "target", inference_pb2.Target()).model == FAILS:
             refuse(context, grpc.StatusCode.FAILED_PRECONDITION, "SESSION_BUSY", position=41)
 
     def OneToOne(self, request: Any, context: Any) -> Any:
@@ -117,7 +124,9 @@ class FakeServer(inference_pb2_grpc.InferenceServiceServicer, session_pb2_grpc.S
 
     def Run(self, request: Any, context: Any) -> Any:
         self.seen(request, context)
-        failure = error_pb2.Failure(code=5, reason=error_pb2.ERROR_REASON_MODEL_NOT_FOUND, message="no such model", field="programs[0].target.model", position=3)
+        failure = error_pb2.Failure(
+            code=5, reason=error_pb2.ERROR_REASON_MODEL_NOT_FOUND, message="no such model", field="programs[0].target.model", position=3
+        )
         results = []
         for program in request.programs:
             if program.target.model == FAILS:
