@@ -8,7 +8,7 @@ WORKDIR /src
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends binutils && rm -rf /var/lib/apt/lists/*
 
-# torch first, in a layer of its own: it changes rarely. What only compiling against it, debugging or testing it needs goes; bytecode is written below, for what is imported.
+# torch first, in a layer of its own: it changes rarely. What only compiling against it, debugging or testing it needs goes.
 COPY constraints.txt ./
 RUN python -m venv --without-pip /opt/cellstate \
     && pip --python /opt/cellstate/bin/python install --no-compile --constraint constraints.txt ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"} "$TORCH_REQUIREMENT" \
@@ -23,11 +23,12 @@ RUN mkdir -p client/cellstate service/cellstate_service && touch README.md LICEN
     && pip --python /opt/cellstate/bin/python install --no-compile --constraint constraints.txt "$TORCH_REQUIREMENT" ".[service,cli]" \
     && find /opt/cellstate -type d -name tests -path '*/site-packages/*' -not -path '*/torch/*' -prune -exec rm -rf {} +
 
+# Bytecode of just the modules that serving imports, the standard library's among them (the base image has none), so that a read-only container starts fast.
 COPY README.md LICENSE ./
 COPY client client
 COPY service service
 RUN pip --python /opt/cellstate/bin/python install --no-compile --no-deps --force-reinstall . \
-    && /opt/cellstate/bin/python -W ignore -c 'import cellstate_service.app, cellstate_service.commands, cellstate.cli.app'
+    && PYTHONPYCACHEPREFIX=/opt/cellstate/bytecode /opt/cellstate/bin/python -W ignore -c 'import cellstate_service.app, cellstate_service.commands, cellstate.cli.app'
 
 # Readable for the server's user, whatever the permissions in the checkout are.
 COPY models /models
@@ -44,6 +45,7 @@ COPY --from=build /models /models
 ENV PATH=/opt/cellstate/bin:$PATH \
     HOME=/tmp \
     PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONPYCACHEPREFIX=/opt/cellstate/bytecode \
     PYTHONUNBUFFERED=1 \
     CELLSTATE_HOST=0.0.0.0 \
     CELLSTATE_METRICS_HOST=0.0.0.0 \

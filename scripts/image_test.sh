@@ -37,13 +37,14 @@ say "start the server"
 compose up --detach --no-build cellstate >/dev/null 2>&1
 server=$(compose ps --quiet cellstate)
 grpc=$(address cellstate 50051)
-for attempt in $(seq 120); do
-  .venv/bin/cellstate healthcheck --address "$grpc" >/dev/null 2>&1 && break
-  [ "$("$docker" inspect --format '{{.State.Running}}' "$server")" = true ] && [ "$attempt" -lt 120 ] || fail "the server does not serve"
+for attempt in $(seq 600); do
+  ready=$("$docker" logs --timestamps "$server" 2>&1 | awk '/cellstate is ready/ { print $1; exit }')
+  [ -z "$ready" ] || break
+  [ "$("$docker" inspect --format '{{.State.Running}} {{.RestartCount}}' "$server")" = "true 0" ] && [ "$attempt" -lt 600 ] || fail "the server does not become ready"
   sleep 0.1
 done
-started=$("$docker" inspect --format '{{.State.StartedAt}}' "$server")
-say "serves $(( $(date +%s%3N) - $(milliseconds "$started") )) ms after its container started"
+say "ready $(( $(milliseconds "$ready") - $(milliseconds "$("$docker" inspect --format '{{.State.StartedAt}}' "$server")") )) ms after its container started"
+.venv/bin/cellstate healthcheck --address "$grpc" >/dev/null || fail "the server cannot be reached from outside"
 
 say "wait for everything to be healthy (profiles: ${profiles:-none})"
 compose up --detach --no-build --wait --wait-timeout 180 >/dev/null 2>&1 || { compose ps --all; fail "not everything became healthy"; }

@@ -76,6 +76,17 @@ class Card:
         return f"# {self.title}\n\n{self.summary}\n\n{body}\n"
 
 
+class _ManifestDumper(yaml.SafeDumper):
+    """Writes strings that hold a line break in double quotes, as escapes."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if "\n" in text else None)
+
+
+_ManifestDumper.add_representer(str, _represent_text)
+
+
 def write_card(folder: Path, card: Card, scores: Mapping[str, Any]) -> None:
     """Write `README.md` and `scores.json` into the model's folder."""
     (folder / "README.md").write_text(card.markdown(), encoding="utf-8")
@@ -85,7 +96,7 @@ def write_card(folder: Path, card: Card, scores: Mapping[str, Any]) -> None:
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write `model.yaml`, keys in the order given, inner mappings on one line."""
     folder.mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump(dict(manifest), sort_keys=False, default_flow_style=None, width=160, allow_unicode=True)
+    text = yaml.dump(dict(manifest), Dumper=_ManifestDumper, sort_keys=False, default_flow_style=None, width=160, allow_unicode=True)
     (folder / "model.yaml").write_text(text, encoding="utf-8")
 
 

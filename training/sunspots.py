@@ -106,13 +106,15 @@ def lstm(model: Forecaster, series: np.ndarray, first: int) -> np.ndarray:
 
 
 def closed_loop(model: Forecaster, series: np.ndarray, first: int) -> dict[str, float]:
-    """RMSE of forecasts `FORECAST_YEARS` ahead from every origin from `first` on that leaves room, by the LSTM and by the autoregression fitted before `first`."""
+    """RMSE of forecasts `FORECAST_YEARS` long, from every origin after `first` that leaves room; the autoregression is fitted to series[:first]."""
     values = torch.tensor(series, dtype=torch.float32)
     fitted = AutoReg(series[:first], lags=AUTOREG_LAGS).fit()
     origins = range(first, len(series) - FORECAST_YEARS + 1)
     truth = np.stack([series[o : o + FORECAST_YEARS] for o in origins])
     generated = np.stack([model.forecast(values[:o], FORECAST_YEARS).numpy() for o in origins])
-    regressed = np.stack([fitted.append(series[first:o], refit=False).forecast(FORECAST_YEARS) if o > first else fitted.forecast(FORECAST_YEARS) for o in origins])
+    regressed = np.stack(
+        [fitted.append(series[first:o], refit=False).forecast(FORECAST_YEARS) if o > first else fitted.forecast(FORECAST_YEARS) for o in origins]
+    )
     flat = np.full_like(truth, series[:first].mean())
     return {"lstm": rmse(generated, truth), "autoreg_9": rmse(regressed, truth), "training_mean": rmse(flat, truth)}
 
@@ -195,25 +197,35 @@ def card(scores: dict[str, dict[str, float]], recipe: Recipe, first_test_year: i
     return Card(
         title="sunspots: yearly sunspot number, forecast by an LSTM",
         summary="Reads one value a year and predicts the next year's; fed with its own predictions it draws the following solar cycles.",
-        data="Yearly mean sunspot numbers 1700-2008 (309 values), shipped with statsmodels as `statsmodels.datasets.sunspots`; collected by the National Geophysical "
+        data="Yearly mean sunspot numbers 1700-2008 (309 values), shipped with statsmodels as `statsmodels.datasets.sunspots`; collected by the National "
+        "Geophysical "
         "Data Center (NOAA). `examples/data/sunspots.csv` is the same series.",
         licence="Public domain, as stated by statsmodels.",
-        split=f"Chronological. 1700-{first_test_year - 1} (247 years) trains; the last fifth, {first_test_year}-2008 (62 years), tests and was looked at once, for "
-        "the scores below. All choices were made inside the training years, on two folds: train to 1846, validate on 1847-1896; train to 1896, validate on 1897-1946.",
+        split=f"Chronological. 1700-{first_test_year - 1} (247 years) trains; the last fifth, {first_test_year}-2008 (62 years), tests and was looked at "
+        "once, for "
+        "the scores below. All choices were made inside the training years, on two folds: train to 1846, validate on 1847-1896; train to 1896, validate on "
+        "1897-1946.",
         training=f"{recipe.members} independent one-layer LSTMs of {recipe.width} units, trained side by side and averaged. As their recurrent weights are "
-        f"block-diagonal, they are stored and served as one LSTM of {recipe.members * recipe.width} units. Loss: squared error one year ahead, over random windows of "
-        f"{recipe.window} years from an empty state, each window scaled by a random factor (later cycles are higher than those trained on), with noise on the inputs; "
+        f"block-diagonal, they are stored and served as one LSTM of {recipe.members * recipe.width} units. Loss: squared error one year ahead, over random "
+        "windows of "
+        f"{recipe.window} years from an empty state, each window scaled by a random factor (later cycles are higher than those trained on), with noise on "
+        "the inputs; "
         f"{recipe.steps} steps of AdamW and an exponential average of the weights. Seed {recipe.seed}.",
         scores=Table(("one-step RMSE, sunspots", "1847-1896", "1897-1946", "**test 1947-2008**"), rows),
-        scores_note="The LSTM reads the series from 1700 with its state carried along; AutoReg is fitted to the same training years and predicts each year from the nine "
+        scores_note="The LSTM reads the series from 1700 with its state carried along; AutoReg is fitted to the same training years and predicts each year "
+        "from the nine "
         "true ones before it. The two folds come from models trained on their years only, and guided the choices: read them as validation, not as test. "
-        f"Closed loop, {FORECAST_YEARS} years ahead from every year of the test that leaves room: RMSE {ahead['lstm']:.1f} for the LSTM, {ahead['autoreg_9']:.1f} for "
+        f"Closed loop, {FORECAST_YEARS} years ahead from every year of the test that leaves room: RMSE {ahead['lstm']:.1f} for the LSTM, "
+        f"{ahead['autoreg_9']:.1f} for "
         f"AutoReg, {ahead['training_mean']:.1f} for the mean of the training years.",
         command="python -m training.sunspots --out models/sunspots --csv examples/data/sunspots.csv",
-        reproducibility=f"About a minute on one core. Equal weights need the same torch build and kind of processor; torch {torch.__version__} with 1 thread gave these.",
+        reproducibility=f"About a minute on one core. Equal weights need the same torch build and kind of processor; torch {torch.__version__} with 1 thread "
+        "gave these.",
         use="Demonstration and tests of numeric sequences: the next value from a history, a sequence from one value, the next sequence from a sequence.",
-        limits="One series and 247 years of training: it knows this star only. Start it with a decade or more of history; from fewer values the first cycle is smaller than "
-        "it should be. Left alone for many cycles it settles into a regular one, with neither the height nor the year of any real maximum. It states no uncertainty, "
+        limits="One series and 247 years of training: it knows this star only. Start it with a decade or more of history; from fewer values the first cycle "
+        "is smaller than "
+        "it should be. Left alone for many cycles it settles into a regular one, with neither the height nor the year of any real maximum. It states no "
+        "uncertainty, "
         "and nothing keeps its values above zero.",
     )
 

@@ -1,133 +1,28 @@
 """The calls of `InferenceService`, ready to be made: request, and what to do with the answer. Pure: the sync and the asyncio face only carry these out."""
 
-import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from cellstate._convert import draws, from_completion, from_output, split, to_emit, to_form, to_sequence, to_stop
+from cellstate._convert import draws, from_completion, from_output, to_emit, to_form, to_stop
+from cellstate._exchange import Call, Guess, Reader, Uploader, draw_seed
 from cellstate._status import error_from_failure
-from cellstate._tracking import Handle, Tracked
-from cellstate.errors import CellstateError, ErrorDetails, InvalidInput
-from cellstate.outputs import Completion, Form, Output, Result
+from cellstate._tracking import Handle, Tracked, tracked_of
+from cellstate.errors import CellstateError
+from cellstate.outputs import Form, Result
 from cellstate.programs import CallOptions, Generation, GenerationOptions, Program, Sampling, StreamOptions, check_options
 from cellstate.v1 import inference_pb2, types_pb2
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Call(Generic[T]):
-    """A call to make.
-
-    Attributes:
-        service: Attribute of `Raw` that holds the stub: inference, sessions or models.
-        method: Name of the RPC.
-        decode: Makes the caller's value of the answer.
-        request: The request; None where requests are streamed.
-        tracked: The session that the call is on.
-        timeout_s: The call's own deadline.
-        streams: The caller sends or reads at its own pace, so the client's deadline does not apply.
-    """
-
-    service: str
-    method: str
-    decode: Callable[[Any], T]
-    request: Any = None
-    tracked: Tracked | None = None
-    timeout_s: float | None = None
-    streams: bool = False
-
-    def failed(self, error: CellstateError) -> CellstateError:
-        """Tell the session's handle of the error, and return it."""
-        if self.tracked is not None:
-            self.tracked.failed(error)
-        return error
-
-
-class Uploader:
-    """Makes the messages of a stream of inputs: the opening, which waits for the first chunk to know whether draws need a seed, then the chunks."""
-
-    def __init__(self, request: Any, opening: Any, *, may_draw_seed: bool) -> None:
-        self._request = request
-        self._opening = opening
-        self._may_draw_seed = may_draw_seed and not opening.sampling.HasField("seed")
-        self._opened = False
-
-    def messages(self, chunk: Any) -> Iterator[Any]:
-        """Yield the messages that carry a chunk."""
-        pieces = split(chunk)
-        if pieces is None:
-            raise InvalidInput("each chunk is text, numbers or an array", ErrorDetails(field="input"))
-        for piece in pieces:
-            values = to_sequence(piece)
-            if not self._opened and self._may_draw_seed and draws(values):
-                self._opening.sampling.seed = draw_seed()
-            yield from self.end()
-            yield self._request(input=inference_pb2.InputChunk(values=values))
-
-    def end(self) -> Iterator[Any]:
-        """Yield the opening, where it was not sent yet: a stream without chunks is opened too, so that the server tells what is wrong with it."""
-        if not self._opened:
-            self._opened = True
-            yield self._request(open=self._opening)
-
-
-class Reader:
-    """Reads the answers of one stream in order, and keeps the session's handle current.
-
-    Attributes:
-        completion: How the last program on the stream ended; None until then.
-    """
-
-    def __init__(self, form: Form | str | None, tracked: Tracked | None) -> None:
-        self.completion: Completion | None = None
-        self._form = Form(form) if form is not None else None
-        self._tracked = tracked
-
-    def read(self, response: inference_pb2.OneToManyResponse | inference_pb2.ManyToManyResponse) -> list[Output | Completion]:
-        """Return what a message carries: an output, a completion, both or neither."""
-        events: list[Output | Completion] = []
-        if response.HasField("opened") and self._tracked is not None:
-            self._tracked.opened(response.opened)
-        if response.HasField("output"):
-            events.append(from_output(response.output, self._form))
-            self._reached(response.output.position)
-        if response.HasField("completion"):
-            self.completion = from_completion(response.completion)
-            events.append(self.completion)
-            self._reached(response.completion.position)
-        return events
-
-    def ended(self) -> None:
-        """Hear that the stream came to its own end."""
-        if self._tracked is not None:
-            self._tracked.ended()
-
-    def cut(self) -> None:
-        """Hear that the caller ended the stream before its end."""
-        if self._tracked is not None:
-            self._tracked.cut()
-
-    def _reached(self, position: int) -> None:
-        if self._tracked is not None:
-            self._tracked.reached(position)
-
-
-def draw_seed() -> int:
-    """Draw a seed of 64 bits, so that a call without a session can be repeated."""
-    return secrets.randbits(64)
 
 
 def one_to_one(model: str | Handle, value: Any, options: CallOptions) -> Call[Result]:
     """One step."""
     check_options(options, CallOptions, "one_to_one")
     target, tracked = to_target(model)
-    sequence = to_sequence(value, one_step=True)
+    guess = Guess()
+    sequence = guess.to_sequence(value, one_step=True)
     sampling = to_sampling(options)
     _seed(sampling, may_draw=tracked is None and draws(sequence))
     request = inference_pb2.OneToOneRequest(target=target, input=sequence, output=to_output_options(options), sampling=_unless_empty(sampling))
-    return Call("inference", "OneToOne", _result_decoder(options, tracked), request, tracked, options.get("timeout_s"))
+    return Call("inference", "OneToOne", _result_decoder(options, tracked), request, tracked, options.get("timeout_s"), guess=guess)
 
 
 def many_to_one(model: str | Handle, options: CallOptions, *, whole: bool) -> tuple[Call[Result], Uploader]:
@@ -135,20 +30,20 @@ def many_to_one(model: str | Handle, options: CallOptions, *, whole: bool) -> tu
     check_options(options, CallOptions, "many_to_one")
     target, tracked = to_target(model)
     opening = inference_pb2.ManyToOneOpen(target=target, output=to_output_options(options), sampling=_unless_empty(to_sampling(options)))
-    uploader = Uploader(inference_pb2.ManyToOneRequest, opening, may_draw_seed=tracked is None)
     call = Call("inference", "ManyToOne", _result_decoder(options, tracked), None, tracked, options.get("timeout_s"), streams=not whole)
-    return call, uploader
+    return call, Uploader(inference_pb2.ManyToOneRequest, opening, call.guess, may_draw_seed=tracked is None)
 
 
 def one_to_many(model: str | Handle, value: Any | None, options: GenerationOptions) -> tuple[Call[Any], Reader]:
     """A value, a prompt or nothing to a generated sequence."""
     check_options(options, GenerationOptions, "one_to_many")
     target, tracked = to_target(model)
-    sequence = None if value is None else to_sequence(value)
+    guess = Guess()
+    sequence = None if value is None else guess.to_sequence(value)
     generation = to_generation(options)
     _seed(generation.sampling, may_draw=tracked is None and _will_draw(sequence, options))
     request = inference_pb2.OneToManyRequest(target=target, input=sequence, output=to_output_options(options), generation=generation)
-    call: Call[Any] = Call("inference", "OneToMany", _as_is, request, tracked, options.get("timeout_s"), streams=True)
+    call: Call[Any] = Call("inference", "OneToMany", _as_is, request, tracked, options.get("timeout_s"), streams=True, guess=guess)
     return call, Reader(options.get("form"), tracked)
 
 
@@ -158,15 +53,17 @@ def many_to_many(model: str | Handle, options: StreamOptions) -> tuple[Call[Any]
     target, tracked = to_target(model)
     opening = to_stream_opening(target, options)
     call: Call[Any] = Call("inference", "ManyToMany", _as_is, None, tracked, options.get("timeout_s"), streams=True)
-    return call, Uploader(inference_pb2.ManyToManyRequest, opening, may_draw_seed=tracked is None), Reader(options.get("form"), tracked)
+    return call, Uploader(inference_pb2.ManyToManyRequest, opening, call.guess, may_draw_seed=tracked is None), Reader(options.get("form"), tracked)
 
 
 def run(programs: Sequence[Program], timeout_s: float | None) -> Call[list[Result | CellstateError]]:
     """Independent programs together."""
-    made = [_program(program, f"programs[{index}]") for index, program in enumerate(programs)]
+    guesses = [Guess() for _ in programs]
+    made = [_program(program, f"programs[{index}]", guesses[index]) for index, program in enumerate(programs)]
 
     def decode(response: inference_pb2.RunResponse) -> list[Result | CellstateError]:
-        return [_program_result(result, program, tracked) for result, program, (_, tracked) in zip(response.results, programs, made, strict=True)]
+        parts = zip(response.results, programs, made, guesses, strict=True)
+        return [_program_result(result, program, tracked, guess) for result, program, (_, tracked), guess in parts]
 
     request = inference_pb2.RunRequest(programs=[message for message, _ in made])
     return Call("inference", "Run", decode, request, None, timeout_s)
@@ -175,7 +72,8 @@ def run(programs: Sequence[Program], timeout_s: float | None) -> Call[list[Resul
 def to_target(model: str | Handle) -> tuple[inference_pb2.Target, Tracked | None]:
     """Return where a program runs, and the session's record where it runs on one."""
     if isinstance(model, Handle):
-        return inference_pb2.Target(session=model.tracked.reference()), model.tracked
+        tracked = tracked_of(model)
+        return inference_pb2.Target(session=tracked.reference()), tracked
     if isinstance(model, str):
         return inference_pb2.Target(model=model), None
     raise TypeError(f"a model's name or a session is needed, not {type(model).__name__}")
@@ -204,9 +102,9 @@ def to_generation(options: Mapping[str, Any]) -> types_pb2.Generation:
     return generation
 
 
-def _program(program: Program, path: str) -> tuple[inference_pb2.Program, Tracked | None]:
+def _program(program: Program, path: str, guess: Guess) -> tuple[inference_pb2.Program, Tracked | None]:
     target, tracked = to_target(program.model)
-    sequence = None if program.input is None else to_sequence(program.input, field=f"{path}.input")
+    sequence = None if program.input is None else guess.to_sequence(program.input, field=f"{path}.input")
     sampling = to_sampling(vars(program.sampling or Sampling()))
     generation = None
     if program.generate is not None:
@@ -224,12 +122,12 @@ def _program(program: Program, path: str) -> tuple[inference_pb2.Program, Tracke
     return message, tracked
 
 
-def _program_result(result: inference_pb2.ProgramResult, program: Program, tracked: Tracked | None) -> Result | CellstateError:
+def _program_result(result: inference_pb2.ProgramResult, program: Program, tracked: Tracked | None, guess: Guess) -> Result | CellstateError:
     if result.HasField("failure"):
         error = error_from_failure(result.failure)
         if tracked is not None:
             tracked.failed(error)
-        return error
+        return guess.explain(error)
     form = Form(program.form) if program.form is not None else None
     generated = from_output(result.generated, form) if program.generate is not None else None
     return _told(Result(from_completion(result.completion), from_output(result.emitted, form), generated), tracked)

@@ -152,6 +152,11 @@ def from_enum(kind: type[E], wire: Any, number: int) -> E:
     return kind(name) if name in {member.value for member in kind} else kind("unknown")
 
 
+def read_as_tokens(value: Any, sequence: types_pb2.Sequence) -> bool:
+    """Tell whether integers were taken for token ids without the caller's word for it."""
+    return sequence.WhichOneof("value") == "tokens" and not isinstance(value, Tokens)
+
+
 def draws(sequence: types_pb2.Sequence | None) -> bool:
     """Tell whether an input is of a token model, whose outputs are drawn."""
     return sequence is not None and sequence.WhichOneof("value") in ("text", "tokens")

@@ -7,9 +7,9 @@ from typing import Any, Generic, TypeVar
 
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from cellstate._calls import Call
 from cellstate._convert import to_enum
 from cellstate._convert_info import from_model, from_session, to_duration, to_initial_state, to_timestamp
+from cellstate._exchange import Call
 from cellstate._tracking import Tracked
 from cellstate.errors import ErrorDetails, InvalidInput, SnapshotCorrupt
 from cellstate.info import Durability, ModelInfo, SessionInfo

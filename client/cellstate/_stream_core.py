@@ -3,8 +3,9 @@
 from collections import deque
 from typing import Any
 
-from cellstate._calls import Call, Reader, to_generation, to_stream_opening, to_target
-from cellstate._convert import split, to_emit, to_sequence
+from cellstate._calls import to_generation, to_stream_opening, to_target
+from cellstate._convert import split, to_emit
+from cellstate._exchange import Call, Reader
 from cellstate._tracking import Handle
 from cellstate.errors import CellstateError, ErrorDetails, InvalidInput
 from cellstate.outputs import Completion, Emit, Output
@@ -47,7 +48,7 @@ class StreamCore:
         pieces = split(value)
         if pieces is None:
             raise InvalidInput("send takes one chunk at a time: text, numbers or an array", ErrorDetails(field="input"))
-        return [_Request(input=inference_pb2.InputChunk(values=to_sequence(piece), emit=to_emit(emit))) for piece in pieces]
+        return [_Request(input=inference_pb2.InputChunk(values=self.call.guess.to_sequence(piece), emit=to_emit(emit))) for piece in pieces]
 
     def generate(self, options: DirectiveOptions) -> inference_pb2.ManyToManyRequest:
         """Return the directive to generate."""
@@ -81,9 +82,8 @@ class StreamCore:
         if self.ended:
             return
         self.ended = self.half_closed = True
-        self.error = error
         if error is not None:
-            self.call.failed(error)
+            self.error = self.call.failed(error)
         else:
             self.reader.ended()
 

@@ -77,41 +77,41 @@ class Handle:
     @property
     def name(self) -> str:
         """The session's name."""
-        return self.tracked.info.name
+        return tracked_of(self).info.name
 
     @property
     def uid(self) -> str:
         """The session's uid."""
-        return self.tracked.info.uid
+        return tracked_of(self).info.uid
 
     @property
     def model(self) -> str:
         """Name of the session's model."""
-        return self.tracked.info.model
+        return tracked_of(self).info.model
 
     @property
     def seed(self) -> int | None:
         """Seed of draws that name none; None for numeric models."""
-        return self.tracked.info.seed
+        return tracked_of(self).info.seed
 
     @property
     def position(self) -> int:
         """The last position known: number of steps that the session has taken."""
-        return self.tracked.position
-
-    @property
-    def tracked(self) -> Tracked:
-        """What is known of the session; for this library's own use.
-
-        Raises:
-            RuntimeError: The session is not created yet.
-        """
-        if self._tracked is None:
-            raise RuntimeError("the session is not created yet: enter it (`with client.session(...) as session`), or call its create()")
-        return self._tracked
+        return tracked_of(self).position
 
     def __repr__(self) -> str:
         """Return name, model and position."""
         if self._tracked is None:
             return f"<{type(self).__name__} not created>"
         return f"<{type(self).__name__} {self.name!r} of {self.model!r} at position {self.position}>"
+
+
+def tracked_of(handle: Handle) -> Tracked:
+    """Return what a handle knows.
+
+    Raises:
+        RuntimeError: The session is not created yet.
+    """
+    if handle._tracked is None:
+        raise RuntimeError("the session is not created yet: enter it (`with client.session(...) as session`), or call its create()")
+    return handle._tracked

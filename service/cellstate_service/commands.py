@@ -5,6 +5,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import structlog
+
 from cellstate_service.app import App, run
 from cellstate_service.observability.logging import configure_logging
 from cellstate_service.settings import SettingsError, load_settings
@@ -34,6 +36,7 @@ def serve(config: Path | None, flags: Mapping[str, object], assignments: Sequenc
     try:
         return asyncio.run(run(settings, _tell_ready))
     except (OSError, RuntimeError, ValueError) as error:
+        structlog.get_logger(__name__).debug("the server could not run", exc_info=True)
         _tell(str(error))
         return 1
 

@@ -135,6 +135,7 @@ def _problem(settings: type[BaseSettings], sources: Sources, detail: Mapping[str
     path = tuple(str(part) for part in detail["loc"])
     key = sources.origin(path) or ".".join(path)
     if detail["type"] == "extra_forbidden":
+        key = f"--set {'.'.join(path)}" if key.startswith("--") else key  # only --set can name what does not exist
         return f"{key}: no such setting{_suggestion(path[-1], list(_fields_at(settings, path[:-1])))}"
     message = str(detail["msg"]).removeprefix("Value error, ")
     given = detail.get("input")

@@ -5,6 +5,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import grpc.aio
+
 from cellstate.v1.session_pb2 import CreateSessionRequest, GetSessionRequest, Session
 from tests.integration.stubs import Stubs, chunk, on_session, open_many, text
 
@@ -32,7 +34,7 @@ class Canary:
     async def assert_steps(self) -> None:
         """Assert that its stream goes on."""
         before = await read_session(self.stubs, self.name)
-        await self.stream.write(chunk(text("ok")))
+        await self.stream.write(chunk(text("o")))
         answer = await self.stream.read()
         assert (answer.output.first_position, answer.output.position) == (before.position, before.position + 1)
 
@@ -48,8 +50,7 @@ async def canary_on(stubs: Stubs, model: str, name: str = "canary") -> AsyncIter
     await stream.read()
     yield Canary(stubs, stream, name, (await read_session(stubs, name)).state_digest)
     await stream.done_writing()
-    async for _ in stream:
-        pass
+    assert await stream.read() is grpc.aio.EOF
 
 
 async def read_session(stubs: Stubs, name: str) -> Session:

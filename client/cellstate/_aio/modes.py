@@ -6,8 +6,8 @@ from typing import Any
 from cellstate import _calls
 from cellstate._aio.streams import AsyncOutputs
 from cellstate._aio.transport import Transport
-from cellstate._calls import Uploader
 from cellstate._convert import split
+from cellstate._exchange import Uploader
 from cellstate._tracking import Handle
 from cellstate.inputs import AsyncChunks, Input
 from cellstate.outputs import Result

@@ -7,8 +7,8 @@ from cellstate import _session_calls
 from cellstate._aio import modes
 from cellstate._aio.streams import AsyncOutputs, AsyncStream
 from cellstate._aio.transport import Transport
-from cellstate._calls import Call
-from cellstate._tracking import Handle, Tracked
+from cellstate._exchange import Call
+from cellstate._tracking import Handle, Tracked, tracked_of
 from cellstate.errors import CellstateError, NotFound, SessionReplaced
 from cellstate.info import SessionInfo
 from cellstate.inputs import AsyncChunks, Input
@@ -71,7 +71,7 @@ class AsyncSession(Handle):
 
     async def update(self, **changes: Unpack[SessionChanges]) -> SessionInfo:
         """Change the expiry, durability or labels."""
-        return await self._transport.unary(_session_calls.update_session(self.tracked, changes))
+        return await self._transport.unary(_session_calls.update_session(tracked_of(self), changes))
 
     async def reset(self, *, seed: int | None = None) -> SessionInfo:
         """Put the session back to its model's initial state at position 0, with a new uid.
@@ -79,7 +79,7 @@ class AsyncSession(Handle):
         Args:
             seed: New seed; None: it keeps its own.
         """
-        return self._replaced(await self._transport.unary(_session_calls.reset_session(self.tracked, seed)))
+        return self._replaced(await self._transport.unary(_session_calls.reset_session(tracked_of(self), seed)))
 
     async def fork(self, *, position: int | None = None, keep: bool = False, **options: Unpack[SessionOptions]) -> "AsyncSession":
         """Make a second session from this one's state, with its own seed and future; also while a call is on this one.
@@ -89,17 +89,17 @@ class AsyncSession(Handle):
             keep: Leave it on the server when its context is left.
             options: Settings that differ from this session's.
         """
-        info = await self._transport.unary(_session_calls.fork_session(self.tracked, position, options))
+        info = await self._transport.unary(_session_calls.fork_session(tracked_of(self), position, options))
         return AsyncSession(self._transport, Tracked(info), keep=keep)
 
     async def export(self) -> bytes:
         """Read the session as a portable, checksummed snapshot; `Client.import_session` takes it."""
-        call = _session_calls.export_session(self.tracked)
+        call = _session_calls.export_session(tracked_of(self))
         return _session_calls.join_export(await self._transport.read_all(call))
 
     async def delete(self) -> None:
         """Delete the session; a call on it ends with `SessionGone`."""
-        await self._transport.unary(_session_calls.delete_session(self.tracked))
+        await self._transport.unary(_session_calls.delete_session(tracked_of(self)))
         self._keep = True
 
     async def __aenter__(self) -> Self:
@@ -119,5 +119,5 @@ class AsyncSession(Handle):
                 raise
 
     def _replaced(self, info: SessionInfo) -> SessionInfo:
-        self.tracked.replaced(info)
+        tracked_of(self).replaced(info)
         return info

@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar, Unpack
 import grpc
 
 from cellstate._aio.transport import Source, Transport, to_error
-from cellstate._calls import Call, Reader
+from cellstate._exchange import Call, Reader
 from cellstate._stream_core import StreamCore
 from cellstate._tracking import Handle
 from cellstate.inputs import Input
@@ -68,8 +68,7 @@ class AsyncOutputs:
             try:
                 response = await anext(self._messages)
             except StopAsyncIteration:
-                self._ended = True
-                self._reader.ended()
+                self._end()
             except (grpc.RpcError, asyncio.CancelledError) as error:
                 self._fail(error)
             else:
@@ -92,6 +91,13 @@ class AsyncOutputs:
             with contextlib.suppress(RuntimeError):  # the loop may be closed by now
                 self.cancel()
 
+    def _end(self) -> None:
+        self._ended = True
+        if self._source is not None and self._source.error is not None:  # the server was faster than the cancellation
+            self._reader.cut()
+            raise self._source.error from None
+        self._reader.ended()
+
     def _fail(self, error: BaseException) -> None:
         """Raise what the call failed with; return where the caller ended it."""
         if self._ended and not being_cancelled():
@@ -99,7 +105,7 @@ class AsyncOutputs:
         self._ended = True
         failed = self._source.error if self._source is not None else None
         if failed is None and isinstance(error, grpc.RpcError):
-            raise self._call.failed(to_error(error)) from error
+            raise self._call.failed(to_error(error)) from None
         self._reader.cut()
         if failed is not None:
             raise failed from None

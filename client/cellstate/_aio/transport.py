@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import grpc
 import grpc.aio
 
-from cellstate._calls import Call
+from cellstate._exchange import Call
 from cellstate._status import error_from_status
 from cellstate._stubs import Raw
 from cellstate.connection import Connection
@@ -49,7 +49,7 @@ class Transport:
         try:
             response = await self._invoke(call, call.request, wait_for_ready=wait_for_ready or None)
         except grpc.RpcError as error:
-            raise call.failed(to_error(error)) from error
+            raise call.failed(to_error(error)) from None
         return call.decode(response)
 
     async def upload(self, call: Call[T], messages: AsyncIterable[Any] | Iterable[Any]) -> T:
@@ -63,8 +63,10 @@ class Transport:
             if source.error is not None:
                 raise source.error from None
             if isinstance(error, grpc.RpcError):
-                raise call.failed(to_error(error)) from error
+                raise call.failed(to_error(error)) from None
             raise
+        if source.error is not None:  # the server was faster than the cancellation
+            raise source.error
         return call.decode(response)
 
     def download(self, call: Call[Any]) -> Any:
@@ -76,7 +78,7 @@ class Transport:
         try:
             return [response async for response in self.download(call)]
         except grpc.RpcError as error:
-            raise call.failed(to_error(error)) from error
+            raise call.failed(to_error(error)) from None
 
     def duplex(self, call: Call[Any], messages: AsyncIterable[Any] | Iterable[Any]) -> tuple[Any, "Source"]:
         """Stream requests; return grpc's call, which iterates answers, and the source, which keeps what iterating `messages` raised."""

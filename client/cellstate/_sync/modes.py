@@ -4,8 +4,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from cellstate import _calls
-from cellstate._calls import Uploader
 from cellstate._convert import split
+from cellstate._exchange import Uploader
 from cellstate._sync.streams import Outputs
 from cellstate._sync.transport import Transport
 from cellstate._tracking import Handle

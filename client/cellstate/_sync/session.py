@@ -4,11 +4,11 @@ from types import TracebackType
 from typing import Self, Unpack
 
 from cellstate import _session_calls
-from cellstate._calls import Call
+from cellstate._exchange import Call
 from cellstate._sync import modes
 from cellstate._sync.streams import Outputs, Stream
 from cellstate._sync.transport import Transport
-from cellstate._tracking import Handle, Tracked
+from cellstate._tracking import Handle, Tracked, tracked_of
 from cellstate.errors import CellstateError, NotFound, SessionReplaced
 from cellstate.info import SessionInfo
 from cellstate.inputs import Chunks, Input
@@ -73,7 +73,7 @@ class Session(Handle):
 
     def update(self, **changes: Unpack[SessionChanges]) -> SessionInfo:
         """Change the expiry, durability or labels."""
-        return self._transport.unary(_session_calls.update_session(self.tracked, changes))
+        return self._transport.unary(_session_calls.update_session(tracked_of(self), changes))
 
     def reset(self, *, seed: int | None = None) -> SessionInfo:
         """Put the session back to its model's initial state at position 0, with a new uid.
@@ -81,7 +81,7 @@ class Session(Handle):
         Args:
             seed: New seed; None: it keeps its own.
         """
-        return self._replaced(self._transport.unary(_session_calls.reset_session(self.tracked, seed)))
+        return self._replaced(self._transport.unary(_session_calls.reset_session(tracked_of(self), seed)))
 
     def fork(self, *, position: int | None = None, keep: bool = False, **options: Unpack[SessionOptions]) -> "Session":
         """Make a second session from this one's state, with its own seed and future; also while a call is on this one.
@@ -91,17 +91,17 @@ class Session(Handle):
             keep: Leave it on the server when its context is left.
             options: Settings that differ from this session's.
         """
-        info = self._transport.unary(_session_calls.fork_session(self.tracked, position, options))
+        info = self._transport.unary(_session_calls.fork_session(tracked_of(self), position, options))
         return Session(self._transport, Tracked(info), keep=keep)
 
     def export(self) -> bytes:
         """Read the session as a portable, checksummed snapshot; `Client.import_session` takes it."""
-        call = _session_calls.export_session(self.tracked)
+        call = _session_calls.export_session(tracked_of(self))
         return _session_calls.join_export(self._transport.read_all(call))
 
     def delete(self) -> None:
         """Delete the session; a call on it ends with `SessionGone`."""
-        self._transport.unary(_session_calls.delete_session(self.tracked))
+        self._transport.unary(_session_calls.delete_session(tracked_of(self)))
         self._keep = True
 
     def __enter__(self) -> Self:
@@ -121,5 +121,5 @@ class Session(Handle):
                 raise
 
     def _replaced(self, info: SessionInfo) -> SessionInfo:
-        self.tracked.replaced(info)
+        tracked_of(self).replaced(info)
         return info

@@ -8,7 +8,7 @@ from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 
-from cellstate._calls import Call, Reader
+from cellstate._exchange import Call, Reader
 from cellstate._stream_core import StreamCore
 from cellstate._sync.transport import Source, Transport, to_error
 from cellstate._tracking import Handle
@@ -94,6 +94,9 @@ class Outputs:
 
     def _end(self) -> None:
         self._ended = True
+        if self._source is not None and self._source.error is not None:  # the server was faster than the cancellation
+            self._reader.cut()
+            raise self._source.error from None
         self._reader.ended()
 
     def _fail(self, error: grpc.RpcError) -> None:
@@ -103,7 +106,7 @@ class Outputs:
         if self._source is not None and self._source.error is not None:
             self._reader.cut()
             raise self._source.error from None
-        raise self._call.failed(to_error(error)) from error
+        raise self._call.failed(to_error(error)) from None
 
 
 class Stream:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import grpc
 
-from cellstate._calls import Call
+from cellstate._exchange import Call
 from cellstate._status import error_from_status
 from cellstate._stubs import Raw
 from cellstate.connection import Connection
@@ -38,7 +38,7 @@ class Transport:
         try:
             response = self._invoke(call, call.request, wait_for_ready=wait_for_ready or None)
         except grpc.RpcError as error:
-            raise call.failed(to_error(error)) from error
+            raise call.failed(to_error(error)) from None
         return call.decode(response)
 
     def upload(self, call: Call[T], messages: Iterable[Any]) -> T:
@@ -52,11 +52,13 @@ class Transport:
             if source.error is not None:
                 raise source.error from None
             if isinstance(error, grpc.RpcError):
-                raise call.failed(to_error(error)) from error
-            raise call.failed(error_from_status(1, "the client was closed")) from error
+                raise call.failed(to_error(error)) from None
+            raise call.failed(error_from_status(1, "the client was closed")) from None
         except BaseException:
             future.cancel()
             raise
+        if source.error is not None:  # the server was faster than the cancellation
+            raise source.error
         return call.decode(response)
 
     def download(self, call: Call[Any]) -> Any:
@@ -68,7 +70,7 @@ class Transport:
         try:
             return list(self.download(call))
         except grpc.RpcError as error:
-            raise call.failed(to_error(error)) from error
+            raise call.failed(to_error(error)) from None
 
     def duplex(self, call: Call[Any], messages: Iterable[Any]) -> tuple[Any, "Source"]:
         """Stream requests; return grpc's iterator of answers, and the source, which keeps what iterating `messages` raised."""

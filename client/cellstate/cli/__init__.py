@@ -1,10 +1,12 @@
 """The `cellstate` command. This module imports nothing beyond the standard library, so that it can say what to install."""
 
+import os
 import sys
 
 
 def main() -> None:
     """Run the command; where its libraries are missing, say in one line what to install."""
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # read when grpc is imported; its notices of each failed handshake would stand between our lines
     try:
         from cellstate.cli.app import run  # noqa: PLC0415 (only here can a missing library be told in one line)
     except ModuleNotFoundError as error:

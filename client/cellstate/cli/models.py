@@ -45,9 +45,9 @@ def models_table(found: list[ModelInfo]) -> Table:
 
 
 def describe(signature: ValueSignature) -> str:
-    """Say what a step takes or gives: `1 of 65 tokens`, `64 values`."""
+    """Say what a step takes or gives: `65 tokens`, `64 values`."""
     if signature.kind is ValueKind.TOKENS:
-        return f"1 of {signature.size} tokens"
+        return f"{signature.size} tokens"
     return f"{signature.size} value{'' if signature.size == 1 else 's'}"
 
 

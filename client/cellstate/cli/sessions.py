@@ -61,7 +61,7 @@ def show(*, name: Name, as_json: AsJson = False, address: Address = DEFAULT_ADDR
     table.add_column(overflow="fold")
     for key, value in _as_dict(session).items():
         if value not in (None, "", {}):
-            table.add_row(key.replace("_", " "), str(value))
+            table.add_row(key.replace("_", " "), value.isoformat(" ", "seconds") if isinstance(value, datetime) else str(value))
     out.print(table)
 
 

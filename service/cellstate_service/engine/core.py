@@ -209,7 +209,7 @@ class EngineCore:
 
     def drop(self, resident: Resident, outbox: Outbox, error: CellstateError | None = None) -> None:
         """Drop a call's requests, those too that are still to come. With an error, its caller is told where the session stands."""
-        if error is not None:
+        if error is not None and not outbox.dropped:
             self.events.append((outbox, Failed(error.at(resident.position))))
         outbox.dropped = True
         first = resident.requests[0] if resident.requests else None

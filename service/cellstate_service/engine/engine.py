@@ -16,7 +16,7 @@ from cellstate_service.engine.outbox import Outbox
 from cellstate_service.engine.request import Event, Request
 from cellstate_service.engine.resident import Resident, ResidentState
 from cellstate_service.engine.state_pool import StatePool
-from cellstate_service.errors import Unavailable
+from cellstate_service.errors import CellstateError, Unavailable
 from cellstate_service.models.loading import LoadedModel
 from cellstate_service.observability.metrics import Metrics
 
@@ -96,9 +96,9 @@ class Engine:
         """Let a paused session go on: its caller took outputs."""
         self._commands.put(lambda: self._core.make_ready(resident))
 
-    def cancel(self, resident: Resident, outbox: Outbox) -> None:
-        """Drop the requests of a call, between two steps."""
-        self._commands.put(lambda: self._core.drop(resident, outbox))
+    def cancel(self, resident: Resident, outbox: Outbox, error: CellstateError | None = None) -> None:
+        """Drop the requests of a call, between two steps. With an error the call ends with it, after what was emitted before."""
+        self._commands.put(lambda: self._core.drop(resident, outbox, error))
 
     def release(self, resident: Resident) -> None:
         """Drop a session: its requests and its slot."""

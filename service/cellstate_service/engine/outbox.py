@@ -105,12 +105,6 @@ class Outbox:
         else:
             self._items.append(event)
 
-    def fail(self, error: CellstateError) -> None:
-        """End the call with an error after what it already holds."""
-        if self._error is None:
-            self._error = error
-        self.wake()
-
     def wake(self) -> None:
         """Wake the caller that waits in `next`."""
         if self._waiter is not None and not self._waiter.done():

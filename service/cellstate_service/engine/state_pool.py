@@ -69,9 +69,9 @@ class StatePool:
     def write(self, slot: int, state: Mapping[str, NDArray[np.float32]], output: NDArray[np.float32] | None) -> None:
         """Set a slot's state (`[layers, width]` by name) and, where given, its last output."""
         for name, tensor in self._state.items():
-            tensor[:, slot] = torch.from_numpy(np.ascontiguousarray(state[name], dtype=np.float32))
+            tensor[:, slot] = torch.from_numpy(np.array(state[name], dtype=np.float32))
         if output is not None:
-            self._outputs[slot] = torch.from_numpy(np.ascontiguousarray(output, dtype=np.float32))
+            self._outputs[slot] = torch.from_numpy(np.array(output, dtype=np.float32))
 
     def copy(self, source: int, target: int) -> None:
         """Copy one slot's state and last output to another."""

@@ -44,7 +44,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         """A sequence of values predicts the next value."""
         first = await _first(request_iterator)
         with self._open(first.open.target, context, "many_to_one", "open.target") as call:
-            opening = self._decoder.opening(first.open, call, Emit.NONE, context.deadline_s)
+            opening = self._decoder.opening(first.open, call, Emit.NONE, context.deadline_s, "open.")
             async with _pumping(call, self._pump_many_to_one(request_iterator, opening)):
                 return await self._answer_many_to_one(call, opening)
 
@@ -57,17 +57,18 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             if call.session is not None:
                 response.opened.CopyFrom(await _opened(call))
             call.submit(program)
-            while not response.HasField("completion"):
-                item = await call.next()
+            item: Item | None = None
+            while True:
+                item = item or await call.next()
                 if isinstance(item, Emitted):
                     response.output.CopyFrom(encode_output(item, opening.form, call.model))
-                    ready = call.next_ready()
-                    item = ready if isinstance(ready, Finished) else item
+                    item = call.next_ready()
                 if isinstance(item, Finished):
                     response.completion.CopyFrom(encode_completion(item))
+                    yield response
+                    return
                 yield response
-                if not response.HasField("completion"):
-                    response = inference_pb2.OneToManyResponse()
+                response = inference_pb2.OneToManyResponse()
 
     async def ManyToMany(  # type: ignore[override]
         self, request_iterator: AsyncIterator[inference_pb2.ManyToManyRequest], context: CallContext
@@ -77,7 +78,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         refuse_channels(first)
         with self._open(first.open.target, context, "many_to_many", "open.target") as call:
             emit = decode_emit(first.open.emit, Emit.ALL, "open.emit")
-            opening = self._decoder.opening(first.open, call, emit, context.deadline_s)
+            opening = self._decoder.opening(first.open, call, emit, context.deadline_s, "open.")
             yield inference_pb2.ManyToManyResponse(opened=await _opened(call))
             progress = _Progress()
             pumping = _pumping(call, self._pump_many_to_many(request_iterator, opening, progress))
@@ -103,7 +104,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         call = self._sessions.open_call(context.owner, decode_target(target, field), field)
         try:
             if mode is not None:
-                check_mode(call.model, mode)
+                check_mode(call.model, mode, field)
             yield call
         finally:
             self._sessions.close_call(call)

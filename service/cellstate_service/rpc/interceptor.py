@@ -10,9 +10,10 @@ from typing import Any
 import grpc
 import grpc.aio
 import structlog
+from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
-from cellstate_service.errors import CellstateError
+from cellstate_service.errors import CellstateError, InvalidInput
 from cellstate_service.observability.metrics import MethodMetrics, Metrics
 from cellstate_service.rpc.auth import Authenticator
 from cellstate_service.rpc.status import rich_status, status_code, unexpected
@@ -32,6 +33,48 @@ class CallContext:
 
     owner: str
     deadline_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Malformed:
+    """Stands for a message whose bytes cannot be read; raising while gRPC deserializes would end the call as UNKNOWN."""
+
+    problem: str
+
+
+def _tolerant(deserializer: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """Return a deserializer that gives `_Malformed` instead of raising."""
+
+    def deserialize(data: bytes) -> Any:
+        try:
+            return deserializer(data)
+        except DecodeError as error:
+            return _Malformed(str(error))
+
+    return deserialize
+
+
+def _checked(message: Any) -> Any:
+    if isinstance(message, _Malformed):
+        raise InvalidInput(f"the message cannot be read: {message.problem}")
+    return message
+
+
+class _Messages:
+    """The messages of a stream, refusing the first that cannot be read."""
+
+    def __init__(self, messages: AsyncIterator[Any]) -> None:
+        self._messages = messages
+
+    def __aiter__(self) -> "_Messages":
+        return self
+
+    async def __anext__(self) -> Any:
+        return _checked(await anext(self._messages))
+
+
+def _request(request: Any) -> Any:
+    return _Messages(aiter(request)) if hasattr(request, "__aiter__") else _checked(request)
 
 
 class _Record:
@@ -88,12 +131,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             (True, True): grpc.stream_stream_rpc_method_handler,
         }[handler.request_streaming, handler.response_streaming]
         wrapped = self._streaming(behavior, method) if handler.response_streaming else self._single(behavior, method)
-        return make(wrapped, request_deserializer=handler.request_deserializer, response_serializer=handler.response_serializer)
+        return make(wrapped, request_deserializer=_tolerant(handler.request_deserializer), response_serializer=handler.response_serializer)
 
     def _single(self, behavior: Any, method: str) -> Any:
         async def call(request: Any, context: "grpc.aio.ServicerContext[Any, Any]") -> Any:
             async with self._guarded(method, context) as (record, known):
-                response = await behavior(request, known)
+                response = await behavior(_request(request), known)
                 record.output()
                 return response
 
@@ -101,7 +144,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def _streaming(self, behavior: Any, method: str) -> Any:
         async def call(request: Any, context: "grpc.aio.ServicerContext[Any, Any]") -> AsyncIterator[Any]:
-            async with self._guarded(method, context) as (record, known), contextlib.aclosing(behavior(request, known)) as responses:
+            async with self._guarded(method, context) as (record, known), contextlib.aclosing(behavior(_request(request), known)) as responses:
                 async for response in responses:
                     record.output()
                     yield response

@@ -44,7 +44,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
 
     async def GetModel(self, request: model_pb2.GetModelRequest, context: CallContext) -> model_pb2.GetModelResponse:  # type: ignore[override]
         """Read one model."""
-        return model_pb2.GetModelResponse(model=encode_model(self._registry.get(request.name)))
+        return model_pb2.GetModelResponse(model=encode_model(self._registry.get(request.name, "name")))
 
     async def LoadModel(self, request: model_pb2.LoadModelRequest, context: CallContext) -> model_pb2.LoadModelResponse:  # type: ignore[override]
         """Refuse: models are loaded at start."""

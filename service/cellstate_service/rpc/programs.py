@@ -10,11 +10,11 @@ from cellstate_service.rpc.decode import InputLimits, decode_emit, decode_form, 
 from cellstate_service.sessions.call import Call
 
 
-def check_mode(model: LoadedModel, mode: str) -> None:
+def check_mode(model: LoadedModel, mode: str, field: str = "target") -> None:
     """Raise InvalidInput unless the model serves a mode."""
     if mode not in model.manifest.modes:
         served = ", ".join(model.manifest.modes)
-        raise InvalidInput(f"target: the model {model.name!r} does not serve {mode}; it serves {served}", Reason.NOT_SUPPORTED_BY_MODEL, field="target")
+        raise InvalidInput(f"{field}: the model {model.name!r} does not serve {mode}; it serves {served}", Reason.NOT_SUPPORTED_BY_MODEL, field=field)
 
 
 def first_position(target: inference_pb2.Target) -> int | None:
@@ -59,15 +59,15 @@ class ProgramDecoder:
     def __init__(self, limits: InputLimits) -> None:
         self.limits = limits
 
-    def opening(self, message: object, call: Call, emit: Emit, deadline_s: float | None) -> Opening:
-        """Return the settings of any message that has `target`, `output` and perhaps `sampling`."""
+    def opening(self, message: object, call: Call, emit: Emit, deadline_s: float | None, path: str = "") -> Opening:
+        """Return the settings of any message that has `target`, `output` and perhaps `sampling`; `path` leads to it in the request, with a dot behind."""
         output: types_pb2.OutputOptions = message.output  # type: ignore[attr-defined]
         names = message.DESCRIPTOR.fields_by_name  # type: ignore[attr-defined]
         given = message.sampling if "sampling" in names and message.HasField("sampling") else None  # type: ignore[attr-defined]
         return Opening(
             call=call,
-            form=decode_form(output, call.model, "output"),
-            sampling=decode_sampling(given, call.model, None, "sampling"),
+            form=decode_form(output, call.model, f"{path}output"),
+            sampling=decode_sampling(given, call.model, None, f"{path}sampling"),
             emit=emit,
             log_probabilities=output.log_probabilities,
             deadline_s=deadline_s,
@@ -89,7 +89,7 @@ class ProgramDecoder:
 
     def generate(self, message: inference_pb2.GenerateDirective, opening: Opening) -> Request:
         """Return the request of a generate directive."""
-        self._check_generated_form(opening, "generate.generation")
+        self._check_generated_form(opening, "open.output.form")
         given = message.generation.sampling if message.generation.HasField("sampling") else None
         return opening.request(
             emit=Emit.NONE,
@@ -105,7 +105,7 @@ class ProgramDecoder:
         if message.HasField("input"):
             request.inputs = await decode_inputs(message.input, model, self.limits, "input")
         if message.HasField("generation") or isinstance(message, inference_pb2.OneToManyRequest):
-            self._check_generated_form(opening, "generation")
+            self._check_generated_form(opening, "output.form")
             request.generation = decode_generation(message.generation, model, "generation")
             given = message.generation.sampling if message.generation.HasField("sampling") else None
             request.sampling = decode_sampling(given, model, opening.sampling, "generation.sampling")
@@ -122,18 +122,15 @@ class ProgramDecoder:
 
     def _check_generated_form(self, opening: Opening, field: str) -> None:
         if opening.form is Form.LOGITS:
-            raise InvalidInput(
-                "output.form: LOGITS are answered for inputs only; ask for TOKENS or TEXT to generate", Reason.NOT_SUPPORTED_BY_MODEL, field=field
-            )
+            raise InvalidInput(f"{field}: LOGITS are answered for inputs only; ask for TOKENS or TEXT to generate", Reason.NOT_SUPPORTED_BY_MODEL, field=field)
 
     def _check_answer_size(self, request: Request, model: LoadedModel) -> None:
         width = 8 if request.form.draws else 4 * model.network.output_size
         steps = (request.input_steps if request.emit is Emit.ALL else 1) + (request.generation.max_steps if request.generation else 0)
         if steps * width > self.limits.max_output_bytes:
             allowed = self.limits.max_output_bytes // width
-            raise InvalidInput(
-                f"generation.max_steps: up to {steps} outputs do not fit one answer, which takes {allowed}; use a streaming call", field="generation.max_steps"
-            )
+            field = "generation.max_steps" if request.generation else "input"
+            raise InvalidInput(f"{field}: up to {steps} outputs do not fit one answer, which takes {allowed}; use a streaming call", field=field)
 
 
 def refuse_channels(message: inference_pb2.ManyToManyRequest) -> None:

@@ -57,7 +57,7 @@ class Server:
         model_pb2_grpc.add_ModelServiceServicer_to_server(servicers.models, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
-        address = f"{settings.listen_host}:{settings.port}"
+        address = _address(settings.listen_host, settings.port)
         if credentials is None:
             self.port = self._server.add_insecure_port(address)
         else:
@@ -80,3 +80,8 @@ class Server:
     async def _set_health(self, status: "health_pb2.HealthCheckResponse.ServingStatus") -> None:
         for service in ("", *SERVICES):
             await self._health.set(service, status)
+
+
+def _address(host: str, port: int) -> str:
+    """Return host and port as gRPC takes them: an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host and not host.startswith(("[", "unix:")) else f"{host}:{port}"

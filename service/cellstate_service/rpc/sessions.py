@@ -7,7 +7,7 @@ from google.protobuf.message import Message
 
 from cellstate.v1 import session_pb2, session_pb2_grpc
 from cellstate_service.engine.resident import ResidentState
-from cellstate_service.errors import InvalidInput, Reason
+from cellstate_service.errors import CellstateError, InvalidInput, Reason
 from cellstate_service.rpc.decode import decode_tensor
 from cellstate_service.rpc.interceptor import CallContext
 from cellstate_service.rpc.paging import decode_page, encode_token
@@ -110,7 +110,12 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
             return session_pb2.ImportSessionResponse(session=encode_session(session))
 
         key = RequestKey(context.owner, "ImportSession", opening.request_id, opening.SerializeToString(deterministic=True) + data)
-        return await self._requests.once(key, restore)
+        try:
+            return await self._requests.once(key, restore)
+        except CellstateError as error:
+            if error.field.startswith(("session.", "request_id")):
+                error.under("open")
+            raise
 
     async def _receive(self, requests: AsyncIterator[session_pb2.ImportSessionRequest]) -> tuple[session_pb2.ImportSessionOpen, bytes]:
         opening: session_pb2.ImportSessionOpen | None = None

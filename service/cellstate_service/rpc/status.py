@@ -26,6 +26,9 @@ from cellstate_service.errors import (
 )
 
 DOMAIN = "cellstate"
+#: What callers send back in an error is cut to this, so that the status always fits the 8 KiB of metadata that gRPC takes.
+MAX_MESSAGE_BYTES = 1024
+MAX_FIELD_BYTES = 256
 
 CODES: dict[type[CellstateError], grpc.StatusCode] = {
     InvalidInput: grpc.StatusCode.INVALID_ARGUMENT,
@@ -56,26 +59,30 @@ def unexpected() -> CellstateError:
     return CellstateError(f"an unexpected fault of the server; its log tells more under the id {log_id}", metadata={"log_id": log_id})
 
 
+def _cut(text: str, limit: int) -> str:
+    data = text.encode("utf-8", "replace")
+    return text if len(data) <= limit else data[: limit - 3].decode("utf-8", "ignore") + "…"
+
+
 def rich_status(error: CellstateError) -> status_pb2.Status:
     """Return `google.rpc.Status` with ErrorInfo, and BadRequest, RetryInfo and QuotaFailure where they apply."""
+    message, field = _cut(error.message, MAX_MESSAGE_BYTES), _cut(error.field, MAX_FIELD_BYTES)
     details: list[Message] = [error_details_pb2.ErrorInfo(reason=error.reason.value, domain=DOMAIN, metadata=error.metadata)]
-    if error.field:
-        details.append(
-            error_details_pb2.BadRequest(field_violations=[error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.message)])
-        )
+    if field:
+        details.append(error_details_pb2.BadRequest(field_violations=[error_details_pb2.BadRequest.FieldViolation(field=field, description=message)]))
     if error.retry_after_s is not None:
         delay = duration_pb2.Duration()
         delay.FromNanoseconds(int(error.retry_after_s * 1e9))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     if error.quota_subject:
-        violation = error_details_pb2.QuotaFailure.Violation(subject=error.quota_subject, description=error.message)
+        violation = error_details_pb2.QuotaFailure.Violation(subject=error.quota_subject, description=message)
         details.append(error_details_pb2.QuotaFailure(violations=[violation]))
     packed = []
     for detail in details:
         wrapper = any_pb2.Any()
         wrapper.Pack(detail)
         packed.append(wrapper)
-    return status_pb2.Status(code=status_code(error).value[0], message=error.message, details=packed)
+    return status_pb2.Status(code=status_code(error).value[0], message=message, details=packed)
 
 
 def failure(error: CellstateError) -> error_pb2.Failure:
@@ -83,8 +90,8 @@ def failure(error: CellstateError) -> error_pb2.Failure:
     message = error_pb2.Failure(
         code=code_pb2.Code.Value(status_code(error).name),
         reason=error_pb2.ErrorReason.Value(f"ERROR_REASON_{error.reason.value}"),
-        message=error.message,
-        field=error.field,
+        message=_cut(error.message, MAX_MESSAGE_BYTES),
+        field=_cut(error.field, MAX_FIELD_BYTES),
     )
     if "position" in error.metadata:
         message.position = int(error.metadata["position"])

@@ -105,8 +105,7 @@ class Call:
 
     def fail(self, error: CellstateError) -> None:
         """End the call from outside: its session was deleted, or a newer call took over."""
-        self._engine.cancel(self._resident, self.outbox)
-        self.outbox.fail(error)
+        self._engine.cancel(self._resident, self.outbox, error)
         self._room.set()
 
     def end(self) -> None:

@@ -8,6 +8,7 @@ from cellstate_service.sessions.session import Session
 
 _TERM = re.compile(r"""\s*(?:(?P<label>labels\.(?P<key>[A-Za-z0-9._/-]{1,63}))|(?P<field>model|busy))\s*=\s*(?:"(?P<text>[^"]*)"|(?P<word>true|false))\s*""")
 
+MAX_CHARACTERS = 2048
 Predicate = Callable[[Session], bool]
 
 
@@ -28,6 +29,8 @@ def parse_filter(text: str) -> Predicate:
     Raises:
         InvalidInput: It cannot be read.
     """
+    if len(text) > MAX_CHARACTERS:
+        raise InvalidInput(f"filter: {len(text)} characters, at most {MAX_CHARACTERS} are taken", field="filter")
     predicates: list[Predicate] = []
     for term in re.split(r"\sAND\s", text) if text.strip() else []:
         match = _TERM.fullmatch(term)

@@ -294,11 +294,11 @@ class SessionManager:
         return engine
 
     def _admit(self, owner: str, spec: SessionSpec, engine: Engine, seed: int) -> Session:
-        sessions = self._owners.setdefault(owner, {})
         model = engine.model.name
         if self._draining:
             raise Unavailable("the server is stopping: call another one, or again later", retry_after_s=1.0)
         self.expire_due()
+        sessions = self._owners.get(owner, {})
         if spec.name in sessions:
             raise AlreadyExists(f"you have a session {spec.name!r} already: use it, delete it, or choose another name", field="session.name")
         if self._counts[model] >= self._config.max_sessions:
@@ -327,7 +327,7 @@ class SessionManager:
             expires_s=expires_s,
             idle_ttl_s=idle_ttl_s,
         )
-        sessions[session.name] = session
+        self._owners.setdefault(owner, sessions)[session.name] = session
         self._counts[model] += 1
         self._tombstones.forget(owner, session.name)
         self._watch(session)
@@ -350,6 +350,15 @@ class SessionManager:
             session.watched_s = session.expires_s
             self._made_entries += 1
             heapq.heappush(self._expiries, (session.expires_s, self._made_entries, session))
+            if len(self._expiries) > 2 * sum(self._counts.values()) + 1024:
+                self._compact_expiries()
+
+    def _compact_expiries(self) -> None:
+        """Drop the entries of sessions that are gone, or that an earlier entry watches, so that the heap stays in proportion to the sessions."""
+        self._expiries = [
+            entry for entry in self._expiries if entry[2].watched_s == entry[0] and self._owners.get(entry[2].owner, {}).get(entry[2].name) is entry[2]
+        ]
+        heapq.heapify(self._expiries)
 
     def _count_new(self, session: Session) -> None:
         model = session.engine.model.name

@@ -54,13 +54,15 @@ class RequestCache:
                 raise Aborted("request_id: it was used before with other content: use a new one", Reason.REQUEST_ID_CONFLICT, field="request_id")
             return await asyncio.shield(future)
         task = asyncio.ensure_future(call())
-        self._answers[place] = (mark, self._clock.monotonic(), task)
-        try:
-            return await asyncio.shield(task)
-        except BaseException:
-            if task.done() and (task.cancelled() or task.exception() is not None):
-                self._answers.pop(place, None)
-            raise
+        self._answers[place] = entry = (mark, self._clock.monotonic(), task)
+
+        def forget_failure(done: "asyncio.Future[Answer]") -> None:
+            """Drop a call that failed, also where its caller has left meanwhile."""
+            if (done.cancelled() or done.exception() is not None) and self._answers.get(place) is entry:
+                del self._answers[place]
+
+        task.add_done_callback(forget_failure)
+        return await asyncio.shield(task)
 
     def _forget_old(self) -> None:
         now_s = self._clock.monotonic()

@@ -32,6 +32,10 @@ class Allowances:
     other_model_digest: bool = False
 
 
+#: No session gets there; above it, counting on would leave the 64 bits of the contract.
+MAX_POSITION = 2**63
+
+
 def check_fits(snapshot: Snapshot, model: LoadedModel, allowed: Allowances) -> None:
     """Check that a model can go on from a snapshot.
 
@@ -64,6 +68,8 @@ def check_state(state: ResidentState, model: LoadedModel) -> None:
     Raises:
         InvalidInput: Naming the tensor.
     """
+    if state.position > MAX_POSITION:
+        raise InvalidInput(f"the position {state.position} is above {MAX_POSITION}", field="position")
     wanted = {spec.name: (spec.layers, spec.width) for spec in model.network.state}
     if set(state.tensors) != set(wanted):
         raise InvalidInput(

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 import cellstate
-from cellstate import _calls
+from cellstate import _exchange
 from cellstate._calls import many_to_many, many_to_one, one_to_many, one_to_one, run
 from cellstate._session_calls import create_session, join_export, to_session, update_session
-from cellstate._tracking import Handle, Tracked
+from cellstate._tracking import Handle, Tracked, tracked_of
 from cellstate.v1 import inference_pb2, session_pb2, types_pb2
 
 
@@ -24,14 +24,14 @@ def seed_of(message) -> int | None:
 
 
 def test_seeds_have_64_bits_and_differ():
-    seeds = {_calls.draw_seed() for _ in range(64)}
+    seeds = {_exchange.draw_seed() for _ in range(64)}
     assert len(seeds) == 64
     assert max(seeds) < 2**64
     assert max(seeds) >= 2**56
 
 
 def test_generation_without_a_session_gets_a_seed():
-    with mock.patch.object(_calls.secrets, "randbits", return_value=11):
+    with mock.patch.object(_exchange.secrets, "randbits", return_value=11):
         for value, options in (("ROMEO:", {}), ([1, 2], {}), (None, {"temperature": 0.5})):
             assert seed_of(one_to_many("m", value, options)[0].request.generation.sampling) == 11
         assert seed_of(one_to_one("m", "a", {}).request.sampling) == 11
@@ -143,10 +143,10 @@ def test_creation_carries_settings_and_a_request_id():
 
 
 def test_an_update_names_what_it_changes():
-    request = update_session(handle().tracked, {"labels": {}, "ttl_s": 3}).request
+    request = update_session(tracked_of(handle()), {"labels": {}, "ttl_s": 3}).request
     assert sorted(request.update_mask.paths) == ["labels", "ttl"]
     with pytest.raises(cellstate.InvalidInput, match="nothing to change"):
-        update_session(handle().tracked, {})
+        update_session(tracked_of(handle()), {})
 
 
 def test_a_torn_export_is_told():
@@ -155,19 +155,30 @@ def test_a_torn_export_is_told():
         join_export(chunks)
 
 
+def test_integers_that_the_server_refuses_are_explained():
+    refused = cellstate.InvalidInput("takes numbers", cellstate.ErrorDetails("NOT_SUPPORTED_BY_MODEL"))
+    for call in (one_to_one("m", 3, {}), one_to_many("m", np.array([1]), {})[0]):
+        assert "cellstate.values" in call.failed(refused).message
+    call, uploader = many_to_one("m", {}, whole=True)
+    list(uploader.messages([1, 2]))
+    assert "cellstate.values" in call.failed(refused).message
+    for value in ("text", 1.5, cellstate.tokens(1)):
+        assert one_to_one("m", value, {}).failed(refused) is refused
+
+
 class TestTracked:
     def test_a_failed_call_stays_at_its_position_so_that_it_can_be_sent_again(self):
-        tracked = handle().tracked
+        tracked = tracked_of(handle())
         tracked.failed(cellstate.Unavailable("gone"))
         assert tracked.reference().position == 3
 
     def test_an_error_with_a_position_is_taken_over(self):
-        tracked = handle().tracked
+        tracked = tracked_of(handle())
         tracked.failed(cellstate.PositionError("no", cellstate.ErrorDetails(metadata={"position": "9"})))
         assert (tracked.position, tracked.reference().position) == (9, 9)
 
     def test_after_a_cut_call_the_next_names_no_position_and_presents_the_token(self):
-        tracked = handle().tracked
+        tracked = tracked_of(handle())
         tracked.opened(inference_pb2.Opened(position=3, stream_token="t"))
         tracked.reached(5)
         tracked.cut()
@@ -179,11 +190,11 @@ class TestTracked:
         assert tracked.reference() == inference_pb2.SessionReference(name="s", uid="u", position=8, acknowledged_position=8)
 
     def test_a_reset_brings_a_new_uid(self):
-        tracked = handle().tracked
+        tracked = tracked_of(handle())
         tracked.replaced(cellstate.SessionInfo(name="s", uid="v", model="m"))
         assert (tracked.reference().uid, tracked.reference().position) == ("v", 0)
 
     def test_reading_a_busy_session_leaves_the_position_to_the_call_on_it(self):
-        tracked = handle().tracked
+        tracked = tracked_of(handle())
         tracked.replaced(cellstate.SessionInfo(name="s", uid="u", model="m", position=99, busy=True))
         assert tracked.position == 3

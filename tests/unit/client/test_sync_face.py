@@ -258,14 +258,15 @@ def test_sending_much_before_reading_does_not_block(client):
 
 
 def test_streams_leave_no_thread_behind(client):
+    before = set(threading.enumerate())
     with client.stream("m") as stream:
         stream.send("x")
         stream.receive()
-    before = {thread.name for thread in threading.enumerate() if "consume_request_iterator" in thread.name}
-    for thread in threading.enumerate():
-        if "consume_request_iterator" in thread.name:
-            thread.join(10)
-            assert not thread.is_alive(), before
+        grpcs_own = [thread for thread in threading.enumerate() if thread not in before and thread.name.endswith("(_run)")]
+    assert grpcs_own
+    for thread in grpcs_own:
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 def test_a_stream_refuses_chunks_of_chunks_and_unknown_options(client):

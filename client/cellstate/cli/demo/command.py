@@ -13,13 +13,13 @@ import typer
 from cellstate import CellstateError, Client
 from cellstate.cli.connection import TlsCa, TokenFile, connect
 from cellstate.cli.console import fail, out
-from cellstate.cli.demo.data import DataError, read_digits, read_sunspots
+from cellstate.cli.demo.data import DataError, DemoData, read_data
 from cellstate.cli.demo.digits_act import read_digits_aloud
 from cellstate.cli.demo.figures import Moves, scrape
 from cellstate.cli.demo.metrics_act import show_moves
 from cellstate.cli.demo.series_acts import dream_from_one_value, follow, predict_next, predict_sequence
 from cellstate.cli.demo.server import ServerError, ServerProcess
-from cellstate.cli.demo.stage import Stage
+from cellstate.cli.demo.stage import ActError, Stage
 from cellstate.cli.demo.text_acts import go_on, write_text, write_together
 from cellstate.cli.models import models_table
 
@@ -43,11 +43,12 @@ def demo(
     _end_in_order_on_signals()
     begun = time.perf_counter()
     try:
+        shown = read_data(data)
         if address is not None:
-            failures = _play(stage, connect(address, token_file, tls_ca), metrics_address, data)
+            failures = _play(stage, connect(address, token_file, tls_ca), metrics_address, shown)
         else:
             with _own_server(stage, models) as server:
-                failures = _play(stage, connect(server.address, None, None), server.metrics_address, data)
+                failures = _play(stage, connect(server.address, None, None), server.metrics_address, shown)
     except (ServerError, DataError) as error:
         fail(str(error))
     stage.rule()
@@ -75,9 +76,8 @@ def _own_server(stage: Stage, models: Path) -> Iterator[ServerProcess]:
     stage.say(f"\nServer stopped in order, {stopped_s:.1f} s after SIGTERM (exit code 0)", "dim")
 
 
-def _play(stage: Stage, client: Client, metrics_address: str | None, data: Path) -> list[str]:
+def _play(stage: Stage, client: Client, metrics_address: str | None, data: DemoData) -> list[str]:
     """Show all acts; return what failed. An act that fails does not keep the next from being shown."""
-    sunspots, pictures = read_sunspots(data), read_digits(data)
     with client:
         before = scrape(metrics_address) if metrics_address else {}
         stage.show(models_table(client.models()))
@@ -85,11 +85,11 @@ def _play(stage: Stage, client: Client, metrics_address: str | None, data: Path)
             "one-to-many text": lambda: write_text(client, stage),
             "many callers": lambda: write_together(client, stage),
             "session": lambda: go_on(client, stage),
-            "many-to-one": lambda: predict_next(client, stage, sunspots),
-            "one-to-many values": lambda: dream_from_one_value(client, stage, sunspots),
-            "many-to-many": lambda: predict_sequence(client, stage, sunspots),
-            "many-to-many, one output per input": lambda: follow(client, stage, sunspots),
-            "one-to-one": lambda: read_digits_aloud(client, stage, pictures),
+            "many-to-one": lambda: predict_next(client, stage, data.sunspots),
+            "one-to-many values": lambda: dream_from_one_value(client, stage, data.sunspots),
+            "many-to-many": lambda: predict_sequence(client, stage, data.sunspots),
+            "many-to-many, one output per input": lambda: follow(client, stage, data.sunspots),
+            "one-to-one": lambda: read_digits_aloud(client, stage, data.digits),
         }
         if metrics_address:
             acts["metrics"] = lambda: show_moves(stage, Moves(before, scrape(metrics_address)), metrics_address)
@@ -99,7 +99,7 @@ def _play(stage: Stage, client: Client, metrics_address: str | None, data: Path)
 def _shown(stage: Stage, name: str, act: Act) -> bool:
     try:
         act()
-    except (CellstateError, AssertionError, OSError) as error:
+    except (CellstateError, ActError, OSError) as error:
         stage.say(f"{name} failed: {error}", "bold red")
         return False
     return True

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+_PIXELS = 64
+
 
 class DataError(Exception):
     """A file of the demo's data is not there or not as expected; the message names it."""
@@ -28,32 +30,42 @@ class Pictures:
     labels: tuple[str, ...]
 
 
-def read_sunspots(folder: Path) -> YearlySeries:
-    """Read `sunspots.csv`: columns year and value.
+@dataclass(frozen=True, eq=False)
+class DemoData:
+    """All of it."""
+
+    sunspots: YearlySeries
+    digits: Pictures
+
+
+def read_data(folder: Path) -> DemoData:
+    """Read all files of the folder.
 
     Raises:
-        DataError: The file is not there, or a row is not as expected.
+        DataError: A file is not there, or a row is not as expected.
     """
-    rows = _read(folder / "sunspots.csv", 2)
-    return YearlySeries(np.array([int(float(row[0])) for row in rows]), np.array([float(row[1]) for row in rows]))
+    return DemoData(read_sunspots(folder), read_digits(folder))
+
+
+def read_sunspots(folder: Path) -> YearlySeries:
+    """Read `sunspots.csv`: columns year and value."""
+    rows = _read(folder / "sunspots.csv", ["year", "value"])
+    return YearlySeries(np.array([int(row["year"]) for row in rows]), np.array([float(row["value"]) for row in rows]))
 
 
 def read_digits(folder: Path) -> Pictures:
-    """Read `digits.csv`: 64 pixels and a label.
-
-    Raises:
-        DataError: The file is not there, or a row is not as expected.
-    """
-    rows = _read(folder / "digits.csv", 65)
-    return Pictures(np.array([[float(cell) for cell in row[:64]] for row in rows], dtype=np.float32), tuple(row[64] for row in rows))
+    """Read `digits.csv`: columns label and pixel_0 to pixel_63."""
+    pixels = [f"pixel_{index}" for index in range(_PIXELS)]
+    rows = _read(folder / "digits.csv", ["label", *pixels])
+    return Pictures(np.array([[float(row[pixel]) for pixel in pixels] for row in rows], dtype=np.float32), tuple(row["label"] for row in rows))
 
 
-def _read(path: Path, columns: int) -> list[list[str]]:
+def _read(path: Path, columns: list[str]) -> list[dict[str, str]]:
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            rows = [row for row in csv.reader(line for line in file if not line.startswith("#")) if row]
+            rows = list(csv.DictReader(line for line in file if not line.startswith("#")))
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}; run from a checkout of the project, or name the folder by --data") from error
-    if len(rows) < 2 or any(len(row) != columns for row in rows):
-        raise DataError(f"{path}: must hold a heading and rows of {columns} columns")
-    return rows[1:]
+    if not rows or any(not row.get(column) for row in rows for column in columns):
+        raise DataError(f"{path}: must hold rows of the columns {', '.join(columns[:2])}{' …' if len(columns) > 2 else ''}")
+    return rows

@@ -21,7 +21,7 @@ _PLAIN_SHADES = " .:*#"
 
 def read_digits_aloud(client: Client, stage: Stage, pictures: Pictures) -> None:
     """Show a few pictures with the predicted label and its probability."""
-    stage.heading("one-to-one", "one value in, one value out: a feed-forward network reads handwritten digits")
+    stage.heading("one-to-one", "one value in, one value out: handwritten digits")
     chosen = _one_per_label(pictures)
     begun = time.perf_counter()
     results = [client.one_to_one(MODEL, values(pictures.pixels[index])) for index in chosen]
@@ -36,7 +36,7 @@ def read_digits_aloud(client: Client, stage: Stage, pictures: Pictures) -> None:
         note = f"{label}  {probability:.0%}" if correct else f"{label}  {probability:.0%} (is {pictures.labels[index]})"
         captions.append(f"{note:^{2 * _SIDE}}{_GAP}", style="bold bright_green" if correct else "bold bright_red")
     stage.say(captions)
-    stage.figures(f"{right} of {len(chosen)} right, {seconds / len(chosen) * 1e3:.1f} ms per call")
+    stage.figures(f"read by a feed-forward network: {right} of {len(chosen)} right, {seconds / len(chosen) * 1e3:.1f} ms per call")
 
 
 def _one_per_label(pictures: Pictures) -> list[int]:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from cellstate import Client, Input, Output, values
 from cellstate.cli.chart import Line
 from cellstate.cli.demo.data import YearlySeries
-from cellstate.cli.demo.stage import Stage
+from cellstate.cli.demo.stage import ActError, Stage
 
 MODEL = "sunspots"
 _HORIZON = 22
@@ -25,7 +25,7 @@ def predict_next(client: Client, stage: Stage, series: YearlySeries) -> None:
     """Many-to-one: a history predicts the next value."""
     history, truth = series.values[:-_HORIZON], float(series.values[-_HORIZON])
     year = int(series.years[-_HORIZON])
-    stage.heading("many-to-one", f"a sequence predicts the next value: sunspots of {year} from the {len(history)} years before")
+    stage.heading("many-to-one", f"a sequence predicts the next value: sunspots of {year}")
     begun = time.perf_counter()
     predicted = float(client.many_to_one(MODEL, values(history)).values[-1, 0])
     seconds = time.perf_counter() - begun
@@ -43,7 +43,7 @@ def predict_next(client: Client, stage: Stage, series: YearlySeries) -> None:
 def dream_from_one_value(client: Client, stage: Stage, series: YearlySeries) -> None:
     """One-to-many: one value predicts a sequence."""
     value = float(series.values[-_HORIZON - 1])
-    stage.heading("one-to-many", f"one value predicts a sequence: {2 * _HORIZON} years from the single value {value:.1f}")
+    stage.heading("one-to-many", f"one value predicts a sequence: {2 * _HORIZON} years from {value:.1f}")
     predicted = _generated(client.one_to_many(MODEL, values([value]), max_steps=2 * _HORIZON))
     lines = [Line("observed", [value, *series.values[-_HORIZON:]], _TRUTH, "."), Line("predicted from the first value", [value, *predicted], _FORECAST, "o")]
     first = int(series.years[-_HORIZON - 1])
@@ -56,7 +56,7 @@ def predict_sequence(client: Client, stage: Stage, series: YearlySeries) -> None
     """Many-to-many: a sequence predicts the next sequence, on one stream."""
     history, truth = series.values[:-_HORIZON], series.values[-_HORIZON:]
     first = int(series.years[-_HORIZON])
-    stage.heading("many-to-many", f"a sequence predicts the next sequence: {_HORIZON} years from {first}, beside the truth")
+    stage.heading("many-to-many", f"a sequence predicts the next sequence: {_HORIZON} years from {first}")
     begun = time.perf_counter()
     with client.stream(MODEL, emit="none") as stream:
         stream.send(values(history))
@@ -79,7 +79,7 @@ def predict_sequence(client: Client, stage: Stage, series: YearlySeries) -> None
 
 def follow(client: Client, stage: Stage, series: YearlySeries) -> None:
     """Many-to-many: one output per input, as they arrive."""
-    stage.heading("many-to-many", f"one output per input as they arrive: each of {_FOLLOWED} years predicted from those before it")
+    stage.heading("many-to-many", f"one output per input, as they arrive: {_FOLLOWED} years, each one ahead")
     outputs = _generated(client.many_to_many(MODEL, _in_chunks(series.values[:-1])))
     predicted, truth = outputs[-_FOLLOWED:], series.values[-_FOLLOWED:]
     years = series.years[-_FOLLOWED:]
@@ -108,4 +108,4 @@ def _rmse(predicted: Values, truth: Values) -> float:
 
 def _check(predicted: Values, count: int) -> None:
     if len(predicted) != count or not np.isfinite(predicted).all():
-        raise AssertionError(f"asked for {count} finite values and got {predicted!r}")
+        raise ActError(f"asked for {count} finite values and got {predicted!r}")

@@ -13,6 +13,10 @@ from cellstate.cli.console import draws_braille
 _MAX_WIDTH = 100
 
 
+class ActError(Exception):
+    """An act did not show what it promises; the message tells what came instead."""
+
+
 class Stage:
     """A console, and what all acts of the demo do on it."""
 

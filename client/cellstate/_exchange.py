@@ -1,0 +1,141 @@
+"""What a call consists of, whichever it is: the call itself, the messages that it streams, the answers that it reads. Pure, as `_calls.py`."""
+
+import dataclasses
+import secrets
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from cellstate._convert import draws, from_completion, from_output, read_as_tokens, split, to_sequence
+from cellstate._tracking import Tracked
+from cellstate.errors import CellstateError, ErrorDetails, InvalidInput
+from cellstate.outputs import Completion, Form, Output
+from cellstate.v1 import inference_pb2, types_pb2
+
+T = TypeVar("T")
+
+
+class Guess:
+    """Remembers whether a call took integers for token ids, to say so where the server then refuses the input."""
+
+    def __init__(self) -> None:
+        self.made = False
+
+    def to_sequence(self, value: Any, *, one_step: bool = False, field: str = "input") -> types_pb2.Sequence:
+        """Convert an input, and remember."""
+        sequence = to_sequence(value, one_step=one_step, field=field)
+        self.made = self.made or read_as_tokens(value, sequence)
+        return sequence
+
+    def explain(self, error: CellstateError) -> CellstateError:
+        """Return the error, with a word on the guess where that may be what was wrong."""
+        if self.made and isinstance(error, InvalidInput):
+            advice = "integers were sent as token ids; numeric features are given as floats, or as cellstate.values(...)"
+            return InvalidInput(f"{error.message} ({advice})", error.details)
+        return error
+
+
+@dataclass(frozen=True)
+class Call(Generic[T]):
+    """A call to make.
+
+    Attributes:
+        service: Attribute of `Raw` that holds the stub: inference, sessions or models.
+        method: Name of the RPC.
+        decode: Makes the caller's value of the answer.
+        request: The request; None where requests are streamed.
+        tracked: The session that the call is on.
+        timeout_s: The call's own deadline.
+        streams: The caller sends or reads at its own pace, so the client's deadline does not apply.
+        guess: What was guessed of the inputs.
+    """
+
+    service: str
+    method: str
+    decode: Callable[[Any], T]
+    request: Any = None
+    tracked: Tracked | None = None
+    timeout_s: float | None = None
+    streams: bool = False
+    guess: Guess = dataclasses.field(default_factory=Guess)
+
+    def failed(self, error: CellstateError) -> CellstateError:
+        """Tell the session's handle of the error, and return it."""
+        if self.tracked is not None:
+            self.tracked.failed(error)
+        return self.guess.explain(error)
+
+
+class Uploader:
+    """Makes the messages of a stream of inputs: the opening, which waits for the first chunk to know whether draws need a seed, then the chunks."""
+
+    def __init__(self, request: Any, opening: Any, guess: Guess, *, may_draw_seed: bool) -> None:
+        self._guess = guess
+        self._request = request
+        self._opening = opening
+        self._may_draw_seed = may_draw_seed and not opening.sampling.HasField("seed")
+        self._opened = False
+
+    def messages(self, chunk: Any) -> Iterator[Any]:
+        """Yield the messages that carry a chunk."""
+        pieces = split(chunk)
+        if pieces is None:
+            raise InvalidInput("each chunk is text, numbers or an array", ErrorDetails(field="input"))
+        for piece in pieces:
+            values = self._guess.to_sequence(piece)
+            if not self._opened and self._may_draw_seed and draws(values):
+                self._opening.sampling.seed = draw_seed()
+            yield from self.end()
+            yield self._request(input=inference_pb2.InputChunk(values=values))
+
+    def end(self) -> Iterator[Any]:
+        """Yield the opening, where it was not sent yet: a stream without chunks is opened too, so that the server tells what is wrong with it."""
+        if not self._opened:
+            self._opened = True
+            yield self._request(open=self._opening)
+
+
+class Reader:
+    """Reads the answers of one stream in order, and keeps the session's handle current.
+
+    Attributes:
+        completion: How the last program on the stream ended; None until then.
+    """
+
+    def __init__(self, form: Form | str | None, tracked: Tracked | None) -> None:
+        self.completion: Completion | None = None
+        self._form = Form(form) if form is not None else None
+        self._tracked = tracked
+
+    def read(self, response: inference_pb2.OneToManyResponse | inference_pb2.ManyToManyResponse) -> list[Output | Completion]:
+        """Return what a message carries: an output, a completion, both or neither."""
+        events: list[Output | Completion] = []
+        if response.HasField("opened") and self._tracked is not None:
+            self._tracked.opened(response.opened)
+        if response.HasField("output"):
+            events.append(from_output(response.output, self._form))
+            self._reached(response.output.position)
+        if response.HasField("completion"):
+            self.completion = from_completion(response.completion)
+            events.append(self.completion)
+            self._reached(response.completion.position)
+        return events
+
+    def ended(self) -> None:
+        """Hear that the stream came to its own end."""
+        if self._tracked is not None:
+            self._tracked.ended()
+
+    def cut(self) -> None:
+        """Hear that the caller ended the stream before its end."""
+        if self._tracked is not None:
+            self._tracked.cut()
+
+    def _reached(self, position: int) -> None:
+        if self._tracked is not None:
+            self._tracked.reached(position)
+
+
+def draw_seed() -> int:
+    """Draw a seed of 64 bits, so that a call without a session can be repeated."""
+    return secrets.randbits(64)
