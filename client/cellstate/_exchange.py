@@ -65,6 +65,12 @@ class Call(Generic[T]):
             self.tracked.failed(error)
         return self.guess.explain(error)
 
+    def cut(self, error: BaseException) -> BaseException:
+        """Tell the session's handle that the caller's own error ended the call, and return it."""
+        if self.tracked is not None:
+            self.tracked.cut()
+        return error
+
 
 class Uploader:
     """Makes the messages of a stream of inputs: the opening, which waits for the first chunk to know whether draws need a seed, then the chunks."""

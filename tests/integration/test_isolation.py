@@ -97,18 +97,20 @@ async def test_a_slow_reader_pauses_generation_and_loses_nothing(server: Served,
         call = server.stubs.inference.OneToMany(OneToManyRequest(target=on_session(name), generation=generation(steps)))
     else:
         call = server.stubs.inference.ManyToMany(iter([open_many(on_session(name)), generate(generation(steps))]))
-    assert (await call.read()).opened.position == 0
+    answer = await call.read()
+    assert answer.opened.position == 0
     paused_at = await stands_still(server, name)
     assert 0 < paused_at < steps / 2
     other = await server.stubs.inference.ManyToOne(iter(many_to_one(on_model("wide"), values(np.zeros((1, WIDE))))))
     assert other.completion.position == 1
     assert (await server.get(name)).position == paused_at
     at, rows = 1, []
-    while (answer := await call.read()) is not grpc.aio.EOF:
+    while answer is not grpc.aio.EOF:
         if answer.HasField("output"):
             assert answer.output.first_position == at
             at = answer.output.position
             rows.append(array(answer.output)[:, 0].copy())
+        answer = await call.read()
     generated = np.concatenate(rows)
     assert at == steps + 1
     assert len(generated) == steps

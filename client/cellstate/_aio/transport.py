@@ -61,12 +61,12 @@ class Transport:
             response = await answer
         except (grpc.RpcError, asyncio.CancelledError) as error:
             if source.error is not None:
-                raise source.error from None
+                raise call.cut(source.error) from None
             if isinstance(error, grpc.RpcError):
                 raise call.failed(to_error(error)) from None
             raise
         if source.error is not None:  # the server was faster than the cancellation
-            raise source.error
+            raise call.cut(source.error)
         return call.decode(response)
 
     def download(self, call: Call[Any]) -> Any:

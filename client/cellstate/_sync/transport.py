@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -50,7 +51,7 @@ class Transport:
             response = future.result()
         except (grpc.RpcError, grpc.FutureCancelledError) as error:
             if source.error is not None:
-                raise source.error from None
+                raise call.cut(source.error) from None
             if isinstance(error, grpc.RpcError):
                 raise call.failed(to_error(error)) from None
             raise call.failed(error_from_status(1, "the client was closed")) from None
@@ -58,7 +59,7 @@ class Transport:
             future.cancel()
             raise
         if source.error is not None:  # the server was faster than the cancellation
-            raise source.error
+            raise call.cut(source.error)
         return call.decode(response)
 
     def download(self, call: Call[Any]) -> Any:
@@ -100,13 +101,13 @@ class Source:
     def __init__(self, messages: Iterable[Any]) -> None:
         self.error: BaseException | None = None
         self._messages = iter(messages)
-        self._cancel: Callable[[], Any] | None = None
+        self._cancel: Callable[[], Any] = lambda: None
+        self._attached = threading.Event()
 
     def attach(self, cancel: Callable[[], Any]) -> None:
         """Tell how to cancel the call, which may have begun to read already."""
         self._cancel = cancel
-        if self.error is not None:
-            cancel()
+        self._attached.set()
 
     def __iter__(self) -> Iterator[Any]:
         """Return itself."""
@@ -120,8 +121,8 @@ class Source:
             raise
         except BaseException as error:
             self.error = error
-            if self._cancel is not None:
-                self._cancel()
+            self._attached.wait()  # ending before the call is cancelled would pass for the sequence's end
+            self._cancel()
             raise StopIteration from None
 
 

@@ -341,7 +341,7 @@ class Generation(google.protobuf.message.Message):
     """Steps to generate at most: the horizon of a forecast. At least 1. Unset: the model's default."""
     @property
     def sampling(self) -> global___Sampling:
-        """How tokens are drawn. Refused for numeric models, whose next input is the last output itself."""
+        """How tokens are drawn. Refused for numeric models, whose next input is the last output itself; a seed alone is taken and has no effect."""
 
     @property
     def stop_sequences(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:

@@ -187,7 +187,9 @@ def decode_sampling(message: types_pb2.Sampling | None, model: LoadedModel, base
     if message is None:
         return base
     if model.manifest.output.kind != "tokens":
-        raise _unsupported(field, f"the model {model.name!r} gives numbers, nothing is drawn: leave sampling unset")
+        if any(message.HasField(name) for name in ("temperature", "top_k", "top_p")):
+            raise _unsupported(field, f"the model {model.name!r} gives numbers, nothing is drawn: leave sampling unset")
+        return base  # a seed alone does no harm: client libraries send one without knowing the model
     temperature = message.temperature if message.HasField("temperature") else base.temperature
     top_p = message.top_p if message.HasField("top_p") else base.top_p
     if not 0 <= temperature <= MAX_TEMPERATURE:

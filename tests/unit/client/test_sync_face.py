@@ -85,6 +85,14 @@ def test_what_the_callers_iterable_raises_comes_out(client):
         client.many_to_one("sunspots", [np.zeros(1), np.zeros((1, 1, 1))])
 
 
+def test_an_error_of_the_callers_own_leaves_the_position_open(client, server):
+    with client.session("m") as session:
+        with pytest.raises(ZeroDivisionError):
+            session.many_to_one(1 / (2 - value) for value in range(5))
+        session.step(1.0)
+        assert not server.requests[-1].target.session.HasField("position")
+
+
 def test_an_empty_sequence_is_told_by_the_server(client):
     with pytest.raises(cellstate.InvalidInput) as raised:
         client.many_to_one("sunspots", iter([]))

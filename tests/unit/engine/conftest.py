@@ -1,0 +1,64 @@
+"""What the tests of the engine share: one thread for torch, a clock that stands still, and a core over a tiny real model."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cellstate_service.engine.core import EngineCore
+from cellstate_service.engine.state_pool import StatePool
+from cellstate_service.models.loading import LoadedModel, load_model
+from cellstate_service.observability.metrics import Metrics
+from tests.models_on_disk import write_recurrent
+
+
+class FakeClock:
+    """Stands still unless told."""
+
+    def __init__(self) -> None:
+        self.time_s = 100.0
+
+    def now(self) -> float:
+        return self.time_s
+
+    def monotonic(self) -> float:
+        return self.time_s
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.inference_mode():
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture(scope="session")
+def tokens_model(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    return load_model(write_recurrent(tmp_path_factory.mktemp("engine") / "tokens", characters="abcdefg", hidden_size=8, embedding_dim=4, seed=3))
+
+
+@pytest.fixture(scope="session")
+def numeric_model(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    return load_model(write_recurrent(tmp_path_factory.mktemp("engine") / "numbers", cell="gru", input_kind="numeric", hidden_size=8, seed=4))
+
+
+MakeCore = Callable[..., EngineCore]
+
+
+def new_core(model: LoadedModel, clock: Any, *, max_batch_rows: int = 8, slots: int = 16) -> EngineCore:
+    pool = StatePool(model.network.state, model.network.output_size, slots)
+    return EngineCore(model, pool, max_batch_rows, Metrics().for_model(model.name), clock)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "model"
