@@ -22,7 +22,7 @@ demo: setup  ## start the server, call it in all four modes, show what comes bac
 serve: setup  ## keep a server up on the bundled models (ARGS="--port 50051 ...")
 	@$(BIN)/cellstate serve $(ARGS)
 
-test: setup  ## run the whole suite (ARGS="-k name" for a part)
+test: setup-train  ## run the whole suite (ARGS="-k name" for a part)
 	@scripts/install_test_needs.sh
 	@$(BIN)/python -m pytest $(ARGS)
 

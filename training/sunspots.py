@@ -181,7 +181,7 @@ def manifest(model: Forecaster, width: int, start: float) -> dict[str, object]:
         "hidden_size": width,
         "input": numbers(),
         "output": numbers(),
-        "modes": ["many_to_one", "one_to_many", "many_to_many"],
+        "modes": ["one_to_one", "many_to_one", "one_to_many", "many_to_many"],
         "start": start,
         "generation": {"max_steps": 22, "max_steps_limit": 100000},
         "dtype": "float32",

@@ -1,6 +1,5 @@
 """The committed stubs, and the client built on them, import on the oldest and on the newest supported protobuf and grpcio."""
 
-import os
 import subprocess
 import sys
 import tomllib
@@ -43,7 +42,19 @@ def oldest_python() -> Path:
     if not ready.exists() or ready.read_text(encoding="utf-8") != wanted:
         subprocess.run([sys.executable, "-m", "venv", "--clear", OLDEST_VENV], check=True)
         # Wheels only: what has none for this interpreter was never supported on it.
-        install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary", ":all:", *oldest_requirements()]
+        install = [
+            python,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--only-binary",
+            ":all:",
+            *oldest_requirements(),
+            "--editable",
+            ROOT,
+        ]
         done = subprocess.run(install, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"pip could not install the oldest supported dependencies: {done.stderr[-2000:]}"
         ready.write_text(wanted, encoding="utf-8")
@@ -51,7 +62,7 @@ def oldest_python() -> Path:
 
 
 def import_everything(python: Path) -> str:
-    done = subprocess.run([python, "-c", PROGRAM], capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(ROOT / "client")})
+    done = subprocess.run([python, "-c", PROGRAM], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
