@@ -42,19 +42,8 @@ def oldest_python() -> Path:
     if not ready.exists() or ready.read_text(encoding="utf-8") != wanted:
         subprocess.run([sys.executable, "-m", "venv", "--clear", OLDEST_VENV], check=True)
         # Wheels only: what has none for this interpreter was never supported on it.
-        install = [
-            python,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--disable-pip-version-check",
-            "--only-binary",
-            ":all:",
-            *oldest_requirements(),
-            "--editable",
-            ROOT,
-        ]
+        options = ["--quiet", "--disable-pip-version-check", "--only-binary", ":all:"]
+        install = [python, "-m", "pip", "install", *options, *oldest_requirements(), "--editable", ROOT]
         done = subprocess.run(install, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"pip could not install the oldest supported dependencies: {done.stderr[-2000:]}"
         ready.write_text(wanted, encoding="utf-8")

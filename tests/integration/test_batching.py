@@ -32,7 +32,13 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 SESSIONS = 64
 MODELS = ("lstm-text", "gru-text", "pairs", "ids")
-SAMPLINGS: tuple[dict[str, Any], ...] = ({"temperature": 0}, {"temperature": 0.7}, {"temperature": 1.2, "top_k": 9}, {"top_p": 0.7}, {"top_k": 20, "top_p": 0.9})
+SAMPLINGS: tuple[dict[str, Any], ...] = (
+    {"temperature": 0},
+    {"temperature": 0.7},
+    {"temperature": 1.2, "top_k": 9},
+    {"top_p": 0.7},
+    {"top_k": 20, "top_p": 0.9},
+)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -210,13 +210,14 @@ async def test_a_deadline_ends_the_call_between_two_steps(server: Served, name: 
 # -- steps that fail
 
 
-async def test_a_row_that_overflows_fails_alone(server: Served) -> None:
+async def test_a_row_that_overflows_fails_alone_and_keeps_its_state(server: Served, name: str) -> None:
+    await server.create("steep", name)
     rng = np.random.default_rng(0)
     programs = [Program(target=on_model("steep"), input=values(rng.normal(size=60)), emit=EMIT_ALL) for _ in range(16)]
     good = (await server.stubs.inference.Run(RunRequest(programs=programs))).results
     poisoned = rng.normal(size=60)
     poisoned[25] = 3e38
-    programs.insert(7, Program(target=on_model("steep"), input=values(poisoned), emit=EMIT_ALL))
+    programs.insert(7, Program(target=on_session(name), input=values(poisoned), emit=EMIT_ALL))
     before = await server.metric("cellstate_batch_rows_count", model="steep")
     results = list((await server.stubs.inference.Run(RunRequest(programs=programs))).results)
     assert await server.metric("cellstate_batch_rows_count", model="steep") - before < 16 * 60 / 2, "the programs shared no batches"
@@ -224,6 +225,9 @@ async def test_a_row_that_overflows_fails_alone(server: Served) -> None:
     assert [result.emitted for result in results] == [result.emitted for result in good]
     assert (bad.failure.code, bad.failure.position) == (grpc.StatusCode.INTERNAL.value[0], 25)
     assert "NaN" in bad.failure.message
+    expected = server.oracle("steep").session().consume([*poisoned[:25], 5.0])[25]
+    answer = await server.stubs.inference.OneToOne(OneToOneRequest(target=on_session(name, position=25), input=values([5.0])))
+    np.testing.assert_allclose(array(answer.output)[0], expected, rtol=1e-3)
 
 
 async def test_a_session_goes_on_after_a_row_that_failed(server: Served, name: str) -> None:

@@ -109,9 +109,7 @@ async def test_one_to_one_takes_one_step_of_a_session_each_time(server: Served, 
     expected = oracle.session().consume(inputs_of(oracle, kind)[0])
     for step in range(5):
         _, message = inputs_of(oracle, kind, slice(step, step + 1))
-        answer = await server.stubs.inference.OneToOne(
-            OneToOneRequest(target=on_session(name), input=message, output=LOGITS if kind == "text" else VALUES)
-        )
+        answer = await server.stubs.inference.OneToOne(OneToOneRequest(target=on_session(name), input=message, output=LOGITS if kind == "text" else VALUES))
         close(answer.output, expected[step : step + 1])
         assert (answer.output.first_position, answer.output.position, answer.completion.position) == (step, step + 1, step + 1)
         assert (answer.completion.consumed_steps, answer.completion.reason) == (1, FINISH_REASON_INPUT_CONSUMED)
@@ -246,9 +244,7 @@ async def test_log_probabilities_are_those_of_the_model(server: Served) -> None:
         expected.append((token, session.log_probability(token)))
         session.consume([token])
     form = options(OUTPUT_FORM_TOKENS, log_probabilities=True)
-    answers = await one_to_many(
-        server, on_model("gru-text"), input=text(TEXT), output=form, generation=generation(10, temperature=0.5, top_k=8, seed=3)
-    )
+    answers = await one_to_many(server, on_model("gru-text"), input=text(TEXT), output=form, generation=generation(10, temperature=0.5, top_k=8, seed=3))
     assert ids(answer.output for answer in answers) == [token for token, _ in expected]
     logs = [log for answer in answers for log in answer.output.log_probabilities]
     assert logs == pytest.approx([log for _, log in expected], abs=TOLERANCE)
@@ -325,7 +321,9 @@ async def test_run_takes_many_programs_and_each_ends_by_itself(server: Served) -
     oracles = {name: server.oracle(name) for name in ("lstm-text", "gru-series", "flowers")}
     programs = []
     for index in range(30):
-        programs.append(Program(target=on_model("lstm-text"), input=text(TEXT[: index % 7 + 1]), generation=generation(index % 5 + 1, temperature=0, seed=index)))
+        programs.append(
+            Program(target=on_model("lstm-text"), input=text(TEXT[: index % 7 + 1]), generation=generation(index % 5 + 1, temperature=0, seed=index))
+        )
         programs.append(Program(target=on_model("gru-series"), input=values(NUMBERS[index % 3 : index % 9 + 4])))
         programs.append(Program(target=on_model("flowers"), input=values([[index, 1, 2, 3]])))
     programs.append(Program(target=on_model("gru-series"), input=values([[1.0, 2.0]])))
@@ -477,7 +475,14 @@ async def test_stop_token_sequences_and_the_end_token_end_generation(server: Ser
 
 async def test_chunks_and_directives_apply_in_the_order_they_were_sent(server: Served) -> None:
     session = server.oracle("gru-series").session()
-    parts = [session.consume(NUMBERS[:4]), session.generate(3), session.consume(NUMBERS[4:5]), session.generate(2), session.generate(1), session.consume(NUMBERS[5:9])]
+    parts = [
+        session.consume(NUMBERS[:4]),
+        session.generate(3),
+        session.consume(NUMBERS[4:5]),
+        session.generate(2),
+        session.generate(1),
+        session.consume(NUMBERS[5:9]),
+    ]
     sent = [chunk(values(NUMBERS[:4]))]
     sent += [generate(generation(3)), chunk(values(NUMBERS[4:5])), generate(generation(2)), generate(generation(1)), chunk(values(NUMBERS[5:9]))]
     _, *answers = await responses(server.stubs.inference.ManyToMany(iter([open_many(on_model("gru-series")), *sent])))

@@ -51,7 +51,10 @@ class Engine:
         self._config = config
         self._clock = clock
         self._pool = StatePool(model.network.state, model.network.output_size, config.slots)
-        self._core = EngineCore(model, self._pool, config.max_batch_rows, metrics.for_model(model.name), clock)
+        children = metrics.for_model(model.name)
+        children.slots.set(config.slots)
+        children.state_bytes.set(self._pool.bytes)
+        self._core = EngineCore(model, self._pool, config.max_batch_rows, children, clock)
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._main, name=f"engine-{model.name}", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -31,6 +31,11 @@ class StatePool:
         """Number of slots acquired."""
         return self.slots - len(self._free)
 
+    @property
+    def bytes(self) -> int:
+        """Bytes of all slots' state and last outputs, touched or not."""
+        return sum(tensor.nbytes for tensor in (*self._state.values(), self._outputs))
+
     def acquire(self) -> int:
         """Take a slot, with its state at zero.
 

@@ -83,13 +83,13 @@ ONE_OPENING = many_to_one(on_model("lstm-text"))[0]
     Case("no target", one_to_one(None), "INVALID_FIELD", "target"),
     Case("no target to many", one_to_many(None), "INVALID_FIELD", "target"),
     Case("no target in a stream", into_many(open_many(Target())), "INVALID_FIELD", "open.target"),
-    Case("no target in a client stream", into_one(*many_to_one(Target(), text("a"))), "INVALID_FIELD", "open.target"),
+    Case("no target in a client stream", into_one(*many_to_one(Target())), "INVALID_FIELD", "open.target"),
     Case("empty model", one_to_one(on_model("")), "MODEL_NOT_FOUND", "target.model", NOT_FOUND),
     Case("unknown model", one_to_one(on_model("nope")), "MODEL_NOT_FOUND", "target.model", NOT_FOUND),
     Case("model with a long name", one_to_one(on_model("\u20ac" * 30_000)), "MODEL_NOT_FOUND", "target.model", NOT_FOUND),
     Case("unknown model to many", one_to_many(on_model("nope")), "MODEL_NOT_FOUND", "target.model", NOT_FOUND),
     Case("unknown model in a stream", into_many(open_many(on_model("nope"))), "MODEL_NOT_FOUND", "open.target.model", NOT_FOUND),
-    Case("unknown model in a client stream", into_one(*many_to_one(on_model("nope"), text("a"))), "MODEL_NOT_FOUND", "open.target.model", NOT_FOUND),
+    Case("unknown model in a client stream", into_one(*many_to_one(on_model("nope"))), "MODEL_NOT_FOUND", "open.target.model", NOT_FOUND),
     Case("empty session", one_to_one(on_session("")), "INVALID_FIELD", "target.session.name"),
     Case("unknown session", one_to_one(on_session("nope")), "SESSION_NOT_FOUND", "target.session.name", NOT_FOUND),
     Case("session with an odd name", one_to_one(on_session("\u20ac\n" * 9_000)), "SESSION_NOT_FOUND", "target.session.name", NOT_FOUND),
@@ -107,7 +107,7 @@ async def test_bad_targets_are_refused(stubs: Stubs, case: Case) -> None:
 
 
 @cases(
-    Case("sequence mode of a feed-forward model", into_one(*many_to_one(on_model("flowers"), FLOWER)), UNSUPPORTED, "open.target"),
+    Case("sequence mode of a feed-forward model", into_one(*many_to_one(on_model("flowers"))), UNSUPPORTED, "open.target"),
     Case("stream on a feed-forward model", into_many(open_many(on_model("flowers"))), UNSUPPORTED, "open.target"),
     Case("generation of a feed-forward model", one_to_many(on_model("flowers"), input=FLOWER), UNSUPPORTED, "target"),
     Case("generation of other features", into_many(open_many(on_model("counts")), generate(generation(2))), UNSUPPORTED, "generate.generation"),

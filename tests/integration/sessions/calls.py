@@ -32,6 +32,11 @@ async def feed(server: Served, name: str, sequence: Sequence, **reference: Any) 
     return await server.stubs.inference.ManyToOne(iter(many_to_one(on_session(name, **reference), sequence)))
 
 
+def step(server: Served, name: str, **reference: Any) -> Any:
+    """Consume one character in one message, so that a refusal meets no message on its way."""
+    return server.stubs.inference.OneToOne(OneToOneRequest(target=on_session(name, **reference), input=text("a")))
+
+
 async def generated(server: Served, name: str, steps: int = 12) -> list[int]:
     """Generate tokens in a session."""
     request = OneToManyRequest(target=on_session(name), output=options(OUTPUT_FORM_TOKENS), generation=generation(steps))
@@ -41,7 +46,7 @@ async def generated(server: Served, name: str, steps: int = 12) -> list[int]:
 async def missing(server: Served, name: str) -> Refusal:
     """Read a session that is not there and return what is told; calls are told the same."""
     told = await refusal(server.stubs.sessions.GetSession(GetSessionRequest(name=name)))
-    by_call = await refusal(server.stubs.inference.OneToOne(OneToOneRequest(target=on_session(name), input=text("a"))))
+    by_call = await refusal(step(server, name))
     assert told.code is by_call.code is grpc.StatusCode.NOT_FOUND
     assert (told.reason, told.metadata) == (by_call.reason, by_call.metadata)
     return told

@@ -25,7 +25,7 @@ from cellstate.v1.snapshot_pb2 import Snapshot, SnapshotEnvelope
 from cellstate.v1.types_pb2 import OUTPUT_FORM_TOKENS
 from tests.fake_clock import FakeClock
 from tests.integration.serving import Served
-from tests.integration.sessions.calls import feed, generated, listed, missing, stamp, update
+from tests.integration.sessions.calls import feed, generated, listed, missing, stamp, step, update
 from tests.integration.sessions.conftest import TTL_S
 from tests.integration.snapshots import export
 from tests.integration.stubs import (
@@ -161,7 +161,7 @@ async def test_a_deleted_session_is_gone_and_its_name_free(server: Served, name:
     assert (await refusal(server.stubs.sessions.DeleteSession(DeleteSessionRequest(name=name)))).reason == "SESSION_CLOSED"
     second = await server.create("lstm-text", name)
     assert (second.position, second.uid != first.uid) == (0, True)
-    told = await refusal(feed(server, name, text("a"), uid=first.uid))
+    told = await refusal(step(server, name, uid=first.uid))
     assert (told.code, told.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "UID_MISMATCH")
 
 
@@ -175,7 +175,7 @@ async def test_a_reset_session_is_as_new_under_another_uid(server: Served, name:
     assert (reset.name, reset.position, reset.seed) == (name, 0, 11)
     assert reset.uid != created.uid
     assert (await server.get(name)).state_digest == fresh
-    assert (await refusal(feed(server, name, text("a"), uid=created.uid))).reason == "UID_MISMATCH"
+    assert (await refusal(step(server, name, uid=created.uid))).reason == "UID_MISMATCH"
     assert await generated(server, name) == first
     reset = (await server.stubs.sessions.ResetSession(ResetSessionRequest(name=name, seed=12))).session
     assert reset.seed == 12

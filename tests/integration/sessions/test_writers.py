@@ -12,7 +12,7 @@ from cellstate.v1.session_pb2 import (
     ResetSessionRequest,
 )
 from tests.integration.serving import Served
-from tests.integration.sessions.calls import feed, update
+from tests.integration.sessions.calls import feed, step, update
 from tests.integration.snapshots import export
 from tests.integration.stubs import (
     many_to_one,
@@ -36,7 +36,7 @@ async def test_a_busy_session_refuses_other_calls_and_answers_what_only_reads(se
     for call in (
         calls.OneToOne(OneToOneRequest(target=on_session(name), input=text("a"))),
         calls.OneToMany(OneToManyRequest(target=on_session(name))),
-        calls.ManyToOne(iter(many_to_one(on_session(name, stream_token="another"), text("a")))),
+        calls.ManyToOne(iter(many_to_one(on_session(name, stream_token="another")))),
         calls.ManyToMany(iter([open_many(on_session(name))])),
         sessions.ResetSession(ResetSessionRequest(name=name)),
     ):
@@ -67,7 +67,7 @@ async def test_a_newer_call_supersedes_an_older_one(server: Served, name: str, b
     assert answer.completion.position == 3
     told = await refusal(_drain(old))
     assert (told.code, told.reason, told.metadata["position"]) == (grpc.StatusCode.ABORTED, "SUPERSEDED", "0")
-    told = await refusal(feed(server, f"{name}-none", text("a"), **reference))
+    told = await refusal(step(server, f"{name}-none", **reference))
     assert told.reason == "SESSION_NOT_FOUND"
 
 

@@ -1,7 +1,6 @@
 """What the tests of the engine share: one thread for torch, a clock that stands still, and a core over a tiny real model."""
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -27,13 +26,18 @@ class FakeClock:
         return self.time_s
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="session")
 def one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def inference() -> Iterator[None]:
     with torch.inference_mode():
         yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -51,14 +55,6 @@ def numeric_model(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     return load_model(write_recurrent(tmp_path_factory.mktemp("engine") / "numbers", cell="gru", input_kind="numeric", hidden_size=8, seed=4))
 
 
-MakeCore = Callable[..., EngineCore]
-
-
 def new_core(model: LoadedModel, clock: Any, *, max_batch_rows: int = 8, slots: int = 16) -> EngineCore:
     pool = StatePool(model.network.state, model.network.output_size, slots)
     return EngineCore(model, pool, max_batch_rows, Metrics().for_model(model.name), clock)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "model"

@@ -391,7 +391,9 @@ def test_a_reset_session_is_a_new_one(core: EngineCore, tokens_model: LoadedMode
 
 COMMANDS = st.lists(
     st.tuples(
-        st.sampled_from(["consume", "generate", "answer", "stop", "wrong", "open", "cancel", "fail", "release", "late", "step", "step", "step", "break", "take", "tick"]),
+        st.sampled_from(
+            ["consume", "generate", "answer", "stop", "wrong", "open", "cancel", "fail", "release", "late", "step", "step", "step", "break", "take", "tick"]
+        ),
         st.integers(0, 3),
         st.integers(1, 7),
     ),
@@ -478,7 +480,9 @@ class Driver:
         for box, events in self.told.items():
             endings = [event for event in events if not isinstance(event, StepOutput)]
             failures = [event for event in endings if isinstance(event, Failed)]
-            kinds = ["stop" if isinstance(event, StopTaken) else "generate" if event.generates else "consume" for event in endings if not isinstance(event, Failed)]
+            kinds = [
+                "stop" if isinstance(event, StopTaken) else "generate" if event.generates else "consume" for event in endings if not isinstance(event, Failed)
+            ]
             owed = self.owed[box]
             assert len(failures) <= 1
             assert not failures or events[-1] is failures[0], "something came after the error"
