@@ -5,9 +5,9 @@
     logits = session.consume(oracle.encode("Once"))
     tokens = session.generate(20, Sampling(temperature=0.8))
 
-A draw follows what the contract says of sampling: a number in [0, 1) that only the seed and the position decide (SplitMix64's finalizer over both), laid over the
-cumulative probabilities. It is written here in plain Python numbers. Where a draw lies so near a boundary that the last bits of a logit could turn it, `NearTie` is raised: that
-test must choose another seed, or it would test rounding.
+A draw follows what the contract says of sampling: a number in [0, 1) that only the seed and the position decide (SplitMix64's finalizer over both), laid over
+the cumulative probabilities. It is written here in plain Python numbers. Where a draw lies so near a boundary that the last bits of a logit could turn it,
+`NearTie` is raised: that test must choose another seed, or it would test rounding.
 """
 
 import math
@@ -32,7 +32,7 @@ GOLDEN = 0x9E3779B97F4A7C15
 ACTIVATIONS = {"relu": torch.relu, "tanh": torch.tanh, "sigmoid": torch.sigmoid, "gelu": functional.gelu}
 
 
-class NearTie(Exception):
+class NearTie(Exception):  # noqa: N818 (named for what happened)
     """Rounding could turn this draw."""
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import urllib.request
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +11,13 @@ from typing import Any
 import grpc.aio
 from prometheus_client.parser import text_string_to_metric_families
 
+from cellstate.v1.inference_pb2 import OneToManyRequest, OneToManyResponse, Target
 from cellstate.v1.session_pb2 import CreateSessionRequest, GetSessionRequest, Session
+from cellstate.v1.types_pb2 import OUTPUT_FORM_TOKENS, Output
 from cellstate_service.app import App, start
 from cellstate_service.settings import Settings
-from tests.integration.stubs import Stubs
-from tests.oracle import Oracle
+from tests.integration.stubs import Refusal, Stubs, generate, generation, on_session, open_many, options, read_refusal
+from tests.oracle import Oracle, Sampling
 
 
 @dataclass
@@ -49,6 +51,15 @@ class Served:
         raise AssertionError(f"no sample {name} {labels}")
 
 
+async def eventually(holds: Callable[[], Awaitable[bool]]) -> None:
+    """Wait until something that nobody announces holds."""
+    async with asyncio.timeout(20):
+        while True:
+            if await holds():
+                return
+            await asyncio.sleep(0.005)
+
+
 @asynccontextmanager
 async def serving(models: Path, **settings: Any) -> AsyncIterator[Served]:
     """Serve a folder of models on free ports."""
@@ -67,3 +78,60 @@ def link_models(source: Path, folder: Path, *names: str) -> Path:
         if not names or model.name in names:
             (folder / model.name).symlink_to(model)
     return folder
+
+
+def drawn_with(sampling: Sampling, seed: int) -> dict[str, Any]:
+    return {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p, "seed": seed}
+
+
+def ids(outputs: Iterable[Output]) -> list[int]:
+    return [token for output in outputs for token in output.values.tokens.ids]
+
+
+async def one_to_many(server: Served, target: Target, **parts: Any) -> list[OneToManyResponse]:
+    return [response async for response in server.stubs.inference.OneToMany(OneToManyRequest(target=target, **parts))]
+
+
+async def stands_still(server: Served, name: str) -> int:
+    """Wait until a session does not move any more and return its position."""
+    async with asyncio.timeout(20):
+        before = -1
+        while (position := (await server.get(name)).position) != before:
+            before = position
+            await asyncio.sleep(0.15)
+    return position
+
+
+async def moves(server: Served, name: str, beyond: int = 0) -> None:
+    async def moved() -> bool:
+        return (await server.get(name)).position > beyond
+
+    await eventually(moved)
+
+
+async def is_free(server: Served, name: str) -> None:
+    async def free() -> bool:
+        return not (await server.get(name)).busy
+
+    await eventually(free)
+
+
+async def ending(call: Any) -> tuple[list[Any], Refusal]:
+    """Read a stream that must fail to its end."""
+    answers = []
+    try:
+        while (answer := await call.read()) is not grpc.aio.EOF:
+            answers.append(answer)
+    except grpc.aio.AioRpcError as error:
+        return answers, read_refusal(error)
+    raise AssertionError("the stream did not fail")
+
+
+async def generating_without_end(server: Served, name: str, **opening: Any) -> Any:
+    """Return a stream on a session that generates without end."""
+    call = server.stubs.inference.ManyToMany()
+    await call.write(open_many(on_session(name), output=options(OUTPUT_FORM_TOKENS), **opening))
+    call.opened = (await call.read()).opened
+    await call.write(generate(generation(1_000_000)))
+    await moves(server, name, 5)
+    return call

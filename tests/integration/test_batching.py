@@ -62,7 +62,7 @@ class Job:
         self._stubs = server.stubs.inference
         self._server = server
         self._number = number
-        self._random = random.Random(number)
+        self._random = random.Random(number)  # noqa: S311
         self.model = MODELS[number % len(MODELS)]
 
     @property

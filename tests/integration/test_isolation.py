@@ -1,6 +1,7 @@
 """What goes wrong in one call stays there: slow readers, vanished clients, deadlines, NaN, failed steps, calls that are superseded or lose their session."""
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,13 +14,10 @@ import pytest_asyncio
 from safetensors.torch import load_file, save_file
 
 from cellstate.v1.inference_pb2 import ManyToManyRequest, OneToManyRequest, OneToOneRequest, Program, RunRequest
-from cellstate.v1.session_pb2 import DeleteSessionRequest
-from cellstate.v1.types_pb2 import EMIT_ALL, EMIT_NONE, OUTPUT_FORM_TOKENS
+from cellstate.v1.types_pb2 import EMIT_ALL, EMIT_NONE
 from cellstate_service.clock import SystemClock
-from tests.integration.serving import Served, link_models, serving
+from tests.integration.serving import Served, ending, eventually, generating_without_end, is_free, link_models, moves, serving, stands_still
 from tests.integration.stubs import (
-    STOP,
-    Refusal,
     array,
     chunk,
     generate,
@@ -28,8 +26,6 @@ from tests.integration.stubs import (
     on_model,
     on_session,
     open_many,
-    options,
-    read_refusal,
     refusal,
     responses,
     text,
@@ -61,28 +57,6 @@ numbers = itertools.count()
 @pytest.fixture
 def name() -> str:
     return f"session-{next(numbers)}"
-
-
-async def stands_still(server: Served, name: str) -> int:
-    """Wait until a session does not move any more and return its position."""
-    async with asyncio.timeout(20):
-        before = -1
-        while (position := (await server.get(name)).position) != before:
-            before = position
-            await asyncio.sleep(0.15)
-    return position
-
-
-async def moves(server: Served, name: str, beyond: int = 0) -> None:
-    async with asyncio.timeout(20):
-        while (await server.get(name)).position <= beyond:
-            await asyncio.sleep(0.005)
-
-
-async def is_free(server: Served, name: str) -> None:
-    async with asyncio.timeout(20):
-        while (await server.get(name)).busy:
-            await asyncio.sleep(0.005)
 
 
 # -- slow readers
@@ -187,9 +161,11 @@ async def test_slots_of_calls_without_a_session_are_freed_when_clients_vanish(se
     assert await server.metric("cellstate_slots_in_use", model="lstm-text") == before + 10
     for call in calls:
         call.cancel()
-    async with asyncio.timeout(20):
-        while await server.metric("cellstate_slots_in_use", model="lstm-text") != before:
-            await asyncio.sleep(0.01)
+
+    async def freed() -> bool:
+        return await server.metric("cellstate_slots_in_use", model="lstm-text") == before
+
+    await eventually(freed)
 
 
 async def test_a_deadline_ends_the_call_between_two_steps(server: Served, name: str) -> None:
@@ -219,8 +195,10 @@ async def test_a_row_that_overflows_fails_alone_and_keeps_its_state(server: Serv
     poisoned[25] = 3e38
     programs.insert(7, Program(target=on_session(name), input=values(poisoned), emit=EMIT_ALL))
     before = await server.metric("cellstate_batch_rows_count", model="steep")
+    steps = await server.metric("cellstate_steps_total", model="steep", kind="consumed")
     results = list((await server.stubs.inference.Run(RunRequest(programs=programs))).results)
     assert await server.metric("cellstate_batch_rows_count", model="steep") - before < 16 * 60 / 2, "the programs shared no batches"
+    assert await server.metric("cellstate_steps_total", model="steep", kind="consumed") - steps == 16 * 60 + 25
     bad = results.pop(7)
     assert [result.emitted for result in results] == [result.emitted for result in good]
     assert (bad.failure.code, bad.failure.position) == (grpc.StatusCode.INTERNAL.value[0], 25)
@@ -270,105 +248,13 @@ async def test_a_failed_step_fails_its_batch_and_the_engine_goes_on(server: Serv
     np.testing.assert_allclose(np.concatenate([array(answer.output) for answer in answers]), expected, atol=1e-4)
 
 
-async def ending(call: Any) -> tuple[list[Any], Refusal]:
-    """Read a stream that must fail to its end."""
-    answers = []
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        while (answer := await call.read()) is not grpc.aio.EOF:
-            answers.append(answer)
-    return answers, read_refusal(caught.value)
-
-
-# -- one writer
-
-
-async def test_a_second_call_is_refused_while_the_first_runs(server: Served, name: str) -> None:
-    await server.create("lstm-text", name)
-    call = await _generating(server, name)
-    told = await refusal(server.stubs.inference.OneToOne(OneToOneRequest(target=on_session(name), input=text("T"))))
-    assert (told.code, told.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "SESSION_BUSY")
-    told = await refusal(server.stubs.inference.OneToOne(OneToOneRequest(target=on_session(name, stream_token="another"), input=text("T"))))
-    assert told.reason == "SESSION_BUSY"
-    await call.write(STOP)
-    await call.done_writing()
-    while (answer := await call.read()) is not grpc.aio.EOF:
-        stopped = answer
-    assert (await server.get(name)).position == stopped.stopped.position
-
-
-async def _generating(server: Served, name: str, **opening: Any) -> Any:
-    """Return a stream on a session that generates without end."""
-    call = server.stubs.inference.ManyToMany()
-    await call.write(open_many(on_session(name), output=options(OUTPUT_FORM_TOKENS), **opening))
-    call.opened = (await call.read()).opened
-    await call.write(generate(generation(FOREVER)))
-    await moves(server, name, 5)
-    return call
-
-
-@pytest.mark.parametrize("by", ["stream_token", "take_over"])
-async def test_a_newer_call_supersedes_and_both_agree_on_the_position(server: Served, name: str, by: str) -> None:
-    await server.create("lstm-text", name, seed=9)
-    old = await _generating(server, name)
-    reference = {"take_over": True} if by == "take_over" else {"stream_token": old.opened.stream_token}
-    new = server.stubs.inference.ManyToMany()
-    await new.write(open_many(on_session(name, **reference), output=options(OUTPUT_FORM_TOKENS)))
-    opened = (await new.read()).opened
-    assert opened.stream_token != old.opened.stream_token
-    answers, told = await ending(old)
-    assert (told.code, told.reason) == (grpc.StatusCode.ABORTED, "SUPERSEDED")
-    assert int(told.metadata["position"]) == answers[-1].output.position == opened.position
-    await new.write(generate(generation(3)))
-    await new.done_writing()
-    answers = []
-    while (answer := await new.read()) is not grpc.aio.EOF:
-        answers.append(answer)
-    assert answers[0].output.first_position == opened.position
-    assert answers[-1].completion.position == opened.position + 3
-
-
-async def test_what_a_superseded_call_still_sends_is_not_taken(server: Served, name: str) -> None:
-    """Its writer waits for a reader that takes nothing, so it learns late that it was superseded."""
-    await server.create("wide", name)
-    old = server.stubs.inference.ManyToMany()
-    await old.write(open_many(on_session(name)))
-    await old.read()
-    await old.write(generate(generation(FOREVER)))
-    await stands_still(server, name)
-    new = server.stubs.inference.ManyToMany()
-    await new.write(open_many(on_session(name, take_over=True)))
-    position = (await new.read()).opened.position
-    for _ in range(3):
-        await old.write(chunk(values(np.zeros((1, WIDE)))))
-    await new.write(chunk(values(np.zeros((1, WIDE)))))
-    answer = await new.read()
-    assert (answer.output.first_position, answer.output.position) == (position, position + 1)
-    assert await stands_still(server, name) == position + 1
-    new.cancel()
-    old.cancel()
-
-
-async def test_deleting_a_session_ends_the_call_on_it(server: Served, name: str) -> None:
-    await server.create("lstm-text", name)
-    in_use = await server.metric("cellstate_slots_in_use", model="lstm-text")
-    call = await _generating(server, name)
-    await server.stubs.sessions.DeleteSession(DeleteSessionRequest(name=name))
-    _, told = await ending(call)
-    assert (told.code, told.reason) == (grpc.StatusCode.NOT_FOUND, "SESSION_CLOSED")
-    told = await refusal(server.stubs.inference.OneToOne(OneToOneRequest(target=on_session(name), input=text("T"))))
-    assert told.reason == "SESSION_CLOSED"
-    assert await server.metric("cellstate_slots_in_use", model="lstm-text") == in_use - 1
-    created = await server.create("lstm-text", name)
-    assert created.position == 0
-
-
 # -- the server as a whole
 
 
 async def test_others_are_served_while_one_model_generates_without_end(server: Served, name: str) -> None:
     """Health and other sessions answer beside a call that never ends."""
     await server.create("lstm-text", name)
-    call = await _generating(server, name)
+    call = await generating_without_end(server, name)
     for _ in range(5):
         answer = await server.stubs.inference.OneToOne(OneToOneRequest(target=on_model("gru-series"), input=values([1.0])), timeout=5)
         assert answer.completion.position == 1
@@ -379,11 +265,11 @@ async def test_others_are_served_while_one_model_generates_without_end(server: S
 async def test_a_stopped_server_ends_running_calls(models: Path, tmp_path: Path) -> None:
     async with serving(link_models(models, tmp_path, "lstm-text"), grace_s=0.2) as served:
         await served.create("lstm-text", "forever")
-        call = await _generating(served, "forever")
+        call = await generating_without_end(served, "forever")
         began_s = SystemClock().monotonic()
         await served.app.stop()
         assert SystemClock().monotonic() - began_s < 5
-        with pytest.raises(grpc.aio.AioRpcError):
+        with contextlib.suppress(grpc.aio.AioRpcError):
             while await call.read() is not grpc.aio.EOF:
                 pass
         assert await call.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)

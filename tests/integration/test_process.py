@@ -103,7 +103,7 @@ async def test_running_calls_finish_within_the_grace_period(start: Start) -> Non
         process.process.send_signal(signal.SIGTERM)
 
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
-        watch.cancel()
+        assert await watch.read() is grpc.aio.EOF
         for index in range(3):
             await stream.write(chunk(text("a")))
             assert (await stream.read()).output.position == index + 1
@@ -125,8 +125,8 @@ async def test_calls_beyond_the_grace_period_are_ended(start: Start) -> None:
 
         process.process.send_signal(signal.SIGTERM)
 
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            async for _ in stream:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:  # noqa: PT012 (the last of many reads)
+            while await stream.read() is not grpc.aio.EOF:
                 pass
         assert caught.value.code() in {grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE}
     assert await process.ends() == (0, "")
@@ -213,38 +213,13 @@ def one_line(said: str) -> bool:
     return said.rstrip("\n").splitlines()[-1].startswith("cellstate: ") and "Traceback" not in said
 
 
-@pytest.mark.parametrize(
-    ("line", "key"),
-    [("hidden_size: 64", "hidden_size"), ("cell: lstm", "cell"), ("format: 1", "format")],
-)
-async def test_a_broken_manifest_is_told_by_file_and_key(tiny: Path, tmp_path: Path, line: str, key: str) -> None:
+async def test_a_broken_manifest_is_told_by_file_and_key(tiny: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny / "tiny", tmp_path / "broken")
     manifest = tmp_path / "broken" / "model.yaml"
-    manifest.write_text(manifest.read_text().replace(line, f"{key}: nonsense"))
+    manifest.write_text(manifest.read_text().replace("hidden_size: 64", "hidden_size: wide"))
 
     code, said = await fails("--models", str(tmp_path))
 
     assert code == 1
     assert one_line(said)
-    assert "broken/model.yaml" in said
-    assert key in said
-
-
-async def test_broken_weights_are_told_by_file(tiny: Path, tmp_path: Path) -> None:
-    shutil.copytree(tiny / "tiny", tmp_path / "broken")
-    weights = tmp_path / "broken" / "weights.safetensors"
-    weights.write_bytes(weights.read_bytes()[:100])
-
-    code, said = await fails("--models", str(tmp_path))
-
-    assert code == 1
-    assert one_line(said)
-    assert "broken/weights.safetensors" in said
-
-
-async def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
-    code, said = await fails("--models", str(tmp_path / "none"))
-
-    assert code == 2
-    assert one_line(said)
-    assert str(tmp_path / "none") in said
+    assert "broken/model.yaml: hidden_size: " in said

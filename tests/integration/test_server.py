@@ -56,7 +56,8 @@ async def test_health_turns_before_running_calls_end(few_models: Path) -> None:
     async with serving(few_models, grace_s=10) as server:
         health: Any = health_pb2_grpc.HealthStub(server.stubs.channel)
         watch = health.Watch(health_pb2.HealthCheckRequest(service=SERVICES[0]))
-        assert (await watch.read()).status == SERVING
+        forgotten = health.Watch(health_pb2.HealthCheckRequest())
+        assert (await watch.read()).status == (await forgotten.read()).status == SERVING
         stream = server.stubs.inference.ManyToMany()
         await stream.write(open_many(on_model("lstm-text")))
         await stream.read()
@@ -68,7 +69,7 @@ async def test_health_turns_before_running_calls_end(few_models: Path) -> None:
         await stream.done_writing()
         assert await stream.read() is grpc.aio.EOF
         assert await stream.code() is grpc.StatusCode.OK
-        watch.cancel()
+        assert await watch.read() is grpc.aio.EOF
         async with asyncio.timeout(5):
             await stopping
 

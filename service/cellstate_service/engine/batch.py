@@ -37,18 +37,25 @@ class Row:
     token: int | None = None
     log_probability: float | None = None
 
-    @property
-    def draw(self) -> Draw:
-        """What the row draws with."""
+    def draw_at(self, position: int) -> Draw:
+        """Return what the row draws with at a position."""
         sampling = self.request.sampling
-        seed = self.resident.seed if sampling.seed is None else sampling.seed
-        return Draw(sampling, seed, self.resident.position)
+        return Draw(sampling, self.resident.seed if sampling.seed is None else sampling.seed, position)
 
     @property
-    def emits(self) -> bool:
-        """Whether the output of the step that was just consumed is answered."""
+    def answers(self) -> bool:
+        """Whether the output of the input that is about to be consumed is answered."""
         emit, request = self.request.emit, self.request
-        return emit is Emit.ALL or (emit is Emit.LAST and request.consumed == request.input_steps)
+        return self.consuming and (emit is Emit.ALL or (emit is Emit.LAST and request.consumed + 1 == request.input_steps))
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A token drawn from an output that is answered."""
+
+    token: int
+    text: str
+    log_probability: float | None
 
 
 class Batch:
@@ -73,31 +80,28 @@ class Batch:
         for row in rows:
             if row.request.started_s is None:
                 row.request.started_s = now_s
-        outputs, good = self._runner.step(slots, inputs)
-        succeeded = [bool(ok) for ok in good.tolist()]
-        drawn = self._draw_answers(rows, outputs, succeeded)
-        values = outputs.numpy()
-        generated_from = inputs.numpy() if not self._takes_tokens else None
+        computed = self._runner.compute(slots, inputs)
+        good = [bool(row) for row in computed.good.tolist()]
+        drawn = self._draw_answers([row if ok else None for row, ok in zip(rows, good, strict=True)], computed.outputs)
+        self._runner.commit(slots, computed)  # what may fail lies before it, so that state and positions move together
         events: list[tuple[Request, Event]] = []
+        outputs, fed = computed.outputs.numpy(), None if self._takes_tokens else inputs.numpy()
         for index, row in enumerate(rows):
-            if not succeeded[index]:
+            if not good[index]:
                 error = StepFailed("the model gave NaN or infinity: check the input and the weights; the session stands before this step")
                 events.append((row.request, Failed(error)))
             elif row.consuming:
-                self._record_consumed(row, values[index], drawn.get(index), events)
+                self._record_consumed(row, outputs[index], drawn.get(index), events)
             else:
-                self._record_generated(row, None if generated_from is None else generated_from[index].copy(), now_s, events)
+                self._record_generated(row, None if fed is None else fed[index].copy(), now_s, events)
         return events
 
     def last_output(self, resident: Resident, request: Request) -> StepOutput:
         """Return the output of the session's last step, which takes no step."""
         output = self._pool.outputs(torch.tensor([resident.slot]))
         row = Row(resident, request, consuming=True)
-        drawn = None
-        if request.form.draws:
-            token = draw_tokens(output, [row.draw])[0]
-            drawn = (token, log_probabilities(output, [token])[0] if request.log_probabilities else None)
-        return self._answer(row, output.numpy()[0], drawn)
+        drawn = self._draw([row], output, [resident.position])[0] if request.form.draws else None
+        return _answer(resident.position - 1, output.numpy()[0], drawn)
 
     def _inputs(self, rows: list[Row], slots: Tensor) -> Tensor:
         generating = [index for index, row in enumerate(rows) if not row.consuming]
@@ -117,40 +121,39 @@ class Batch:
         return torch.from_numpy(inputs)
 
     def _draw_inputs(self, rows: list[Row], last_outputs: Tensor) -> None:
-        tokens = draw_tokens(last_outputs, [row.draw for row in rows])
+        tokens = draw_tokens(last_outputs, [row.draw_at(row.resident.position) for row in rows])
         asked = [index for index, row in enumerate(rows) if row.request.log_probabilities]
         logs = dict(zip(asked, log_probabilities(last_outputs[asked], [tokens[index] for index in asked]), strict=True)) if asked else {}
         for index, row in enumerate(rows):
             row.token = tokens[index]
             row.log_probability = logs.get(index)
 
-    def _draw_answers(self, rows: list[Row], outputs: Tensor, succeeded: list[bool]) -> dict[int, tuple[int, float | None]]:
-        """Count consumed inputs, and draw tokens from the outputs that are answered as tokens: by row index, the token and its log-probability."""
-        wanted: list[int] = []
-        for index, row in enumerate(rows):
-            if row.consuming and succeeded[index]:
-                row.request.consumed += 1
-                row.resident.consumed(row.token)
-                if row.request.form.draws and row.emits:
-                    wanted.append(index)
+    def _draw_answers(self, rows: "Sequence[Row | None]", outputs: Tensor) -> dict[int, Drawn]:
+        """Draw tokens from the outputs that are answered as tokens, by row index. Rows that failed are None."""
+        wanted = {index: row for index, row in enumerate(rows) if row is not None and row.answers and row.request.form.draws}
         if not wanted:
             return {}
-        logits = outputs[wanted]
-        tokens = draw_tokens(logits, [rows[index].draw for index in wanted])
-        logs = log_probabilities(logits, tokens) if any(rows[index].request.log_probabilities for index in wanted) else [None] * len(tokens)
-        return {index: (token, log if rows[index].request.log_probabilities else None) for index, token, log in zip(wanted, tokens, logs, strict=True)}
+        chosen = list(wanted.values())
+        return dict(zip(wanted, self._draw(chosen, outputs[list(wanted)], [row.resident.position + 1 for row in chosen]), strict=True))
 
-    def _record_consumed(self, row: Row, output: Values, drawn: tuple[int, float | None] | None, events: list[tuple[Request, Event]]) -> None:
-        if row.emits:
-            events.append((row.request, self._answer(row, output, drawn)))
+    def _draw(self, rows: Sequence[Row], logits: Tensor, positions: Sequence[int]) -> list[Drawn]:
+        tokens = draw_tokens(logits, [row.draw_at(position) for row, position in zip(rows, positions, strict=True)])
+        asked = any(row.request.log_probabilities for row in rows)
+        logs = log_probabilities(logits, tokens) if asked else [0.0] * len(tokens)
+        return [
+            Drawn(token, self._text(row.request, token), log if row.request.log_probabilities else None)
+            for row, token, log in zip(rows, tokens, logs, strict=True)
+        ]
 
-    def _answer(self, row: Row, output: Values, drawn: tuple[int, float | None] | None) -> StepOutput:
-        position = row.resident.position - 1
-        if drawn is None:
-            return StepOutput(position, output.copy(), "", None, generated=False)
-        token, log = drawn
-        text = self._model.tokenizer.decode([token]) if row.request.form is Form.TEXT and self._model.tokenizer is not None else ""
-        return StepOutput(position, token, text, log, generated=False)
+    def _text(self, request: Request, token: int) -> str:
+        return self._model.tokenizer.decode([token]) if request.form is Form.TEXT and self._model.tokenizer is not None else ""
+
+    def _record_consumed(self, row: Row, output: Values, drawn: Drawn | None, events: list[tuple[Request, Event]]) -> None:
+        answers = row.answers
+        row.request.consumed += 1
+        row.resident.consumed(row.token)
+        if answers:
+            events.append((row.request, _answer(row.resident.position - 1, output, drawn)))
 
     def _record_generated(self, row: Row, fed: Values | None, now_s: float, events: list[tuple[Request, Event]]) -> None:
         resident, request = row.resident, row.request
@@ -187,3 +190,9 @@ class Batch:
             emit=request.emit,
             generates=request.generation is not None,
         )
+
+
+def _answer(position: int, output: Values, drawn: Drawn | None) -> StepOutput:
+    if drawn is None:
+        return StepOutput(position, output.copy(), "", None, generated=False)
+    return StepOutput(position, drawn.token, drawn.text, drawn.log_probability, generated=False)

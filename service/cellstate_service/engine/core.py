@@ -62,8 +62,8 @@ class EngineCore:
                 self._fail(resident, StepFailed("the model's step failed: see the server's log; the session stands before this step"))
             return
         ended_s = self._clock.monotonic()
-        self._observe(requests, ended_s - now_s)
         ended = self._take_events(events)
+        self._observe(requests, [request for request in requests if not isinstance(ended.get(request), Failed)], ended_s - now_s)
         for resident, request in zip(residents, requests, strict=True):
             if request in ended:
                 self._end(resident, ended[request])
@@ -199,9 +199,9 @@ class EngineCore:
             if request.generation is not None and request.outbox is outbox:
                 request.stop_requested = True
         self.accept(resident, Request(outbox, is_stop=True))
-        request = resident.requests[0] if resident.requests else None
-        if request is not None and request.stop_requested and not request.consuming:
-            self._finish_stopped(resident, request, self._clock.monotonic())
+        first = resident.requests[0] if resident.requests else None
+        if first is not None and first.stop_requested and not first.consuming:
+            self._finish_stopped(resident, first, self._clock.monotonic())
 
     def _fail(self, resident: Resident, error: CellstateError) -> None:
         """Fail the session's running request; those of the same call behind it are dropped, since its error ends the call."""
@@ -272,16 +272,17 @@ class EngineCore:
             resident.slot = None
         self._metrics.slots_in_use.set(self._pool.in_use)
 
-    def _observe(self, requests: list[Request], step_s: float) -> None:
+    def _observe(self, requests: list[Request], moved: list[Request], step_s: float) -> None:
+        """Count one batch; `moved` are the requests whose rows did not fail."""
         metrics = self._metrics
         metrics.step_seconds.observe(step_s)
         metrics.batch_rows.observe(len(requests))
-        generated = sum(request.generated > 0 for request in requests)
+        generated = sum(request.generated > 0 for request in moved)
         metrics.generated_steps_total.inc(generated)
-        metrics.consumed_steps_total.inc(len(requests) - generated)
+        metrics.consumed_steps_total.inc(len(moved) - generated)
         if self._model.tokenizer is not None or self._model.manifest.input.kind == "tokens":
             metrics.generated_tokens_total.inc(generated)
-        for request in requests:
+        for request in moved:
             if request.consumed + request.generated == 1 and request.started_s is not None:
                 metrics.queue_seconds.observe(request.started_s - request.accepted_s)
 

@@ -11,7 +11,7 @@ from cellstate_service.engine.request import Generation, Request
 from cellstate_service.models.tokenizers import TextDecoder
 
 TAIL_TOKENS = 256
-TAIL_CHARACTERS = 256
+TAIL_CHARACTERS = 512
 
 
 @dataclass(slots=True, eq=False)

@@ -188,6 +188,10 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 return inference_pb2.ProgramResult(emitted=emitted, generated=generated, completion=encode_completion(finished))
         except CellstateError as error:
             return inference_pb2.ProgramResult(failure=failure(error.under(path)))
+        except Exception:
+            fault = unexpected()
+            _log.exception("unexpected fault in a program", log_id=fault.metadata["log_id"])
+            return inference_pb2.ProgramResult(failure=failure(fault))
 
 
 class _Progress:

@@ -1,6 +1,8 @@
 """The grpc.aio server: services, health, reflection, limits and keepalive, put together from parts that are handed in."""
 
+import contextlib
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -46,11 +48,39 @@ def server_options(settings: Settings) -> list[tuple[str, int]]:
     ]
 
 
+class _ToldGoing(Exception):  # noqa: N818 (no error: it ends a watch)
+    """A watch has told that the server is going."""
+
+
+class _Watcher:
+    """A watch's context that ends the watch with the last word."""
+
+    def __init__(self, health_servicer: "_Health", context: Any) -> None:
+        self._health = health_servicer
+        self._context = context
+
+    async def write(self, response: health_pb2.HealthCheckResponse) -> None:
+        await self._context.write(response)
+        if self._health.draining and response.status == health_pb2.HealthCheckResponse.NOT_SERVING:
+            raise _ToldGoing
+
+
+class _Health(health.aio.HealthServicer):  # type: ignore[misc]
+    """Health whose watches end once they have told that the server is going: open, they would hold up its stop for all of the grace period."""
+
+    draining = False
+
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: Any) -> None:
+        """Tell the health of a service, now and whenever it changes."""
+        with contextlib.suppress(_ToldGoing):
+            await super().Watch(request, _Watcher(self, context))
+
+
 class Server:
     """A gRPC server with health and reflection. Health is NOT_SERVING until `serve`, and again from `drain` on."""
 
     def __init__(self, settings: Settings, servicers: Servicers, interceptor: CallInterceptor, credentials: grpc.ServerCredentials | None) -> None:
-        self._health = health.aio.HealthServicer()
+        self._health = _Health()
         self._server = grpc.aio.server(interceptors=[interceptor], options=server_options(settings))
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(servicers.inference, self._server)
         session_pb2_grpc.add_SessionServiceServicer_to_server(servicers.sessions, self._server)
@@ -71,6 +101,7 @@ class Server:
 
     async def drain(self) -> None:
         """Tell health checks that this server is going."""
+        self._health.draining = True
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
 
     async def stop(self, grace_s: float) -> None:

@@ -81,10 +81,9 @@ def test_the_window_fills_with_steps_and_has_room_when_half_is_free() -> None:
         emit(outbox, step(position))
     assert outbox.full
     outbox.next_ready()
-    assert not outbox.full
-    assert not outbox.has_room_again
+    assert (outbox.full, outbox.has_room_again) == (False, False)
     outbox.next_ready()
-    assert outbox.has_room_again
+    assert (outbox.full, outbox.has_room_again) == (False, True)
 
 
 def test_a_window_of_one_pauses_after_each_step() -> None:

@@ -1,5 +1,6 @@
 """The sampler's laws: what is drawn, how often, and that nothing else in the batch matters."""
 
+import itertools
 import math
 
 import pytest
@@ -150,5 +151,5 @@ def test_a_number_is_a_pure_function_of_seed_and_position(seed: int, position: i
 def test_numbers_are_even_over_positions_and_over_seeds() -> None:
     for numbers in (uniform([3] * DRAWS, range(DRAWS)), uniform(range(DRAWS), [3] * DRAWS)):
         agrees([int(number * 16) for number in numbers], [1 / 16] * 16)
-        steps = [int((later - earlier) % 1 * 16) for earlier, later in zip(numbers, numbers[1:], strict=False)]
+        steps = [int((later - earlier) % 1 * 16) for earlier, later in itertools.pairwise(numbers)]
         agrees(steps, [1 / 16] * 16)

@@ -81,13 +81,14 @@ def steep(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
 def test_rows_that_are_not_finite_do_not_move_and_the_others_do(steep: LoadedModel, bad: set[int]) -> None:
     pool = StatePool(steep.network.state, steep.network.output_size, 9)
     runner, slots = Runner(steep.network, pool), torch.tensor([5, 2, 8, 0])
-    runner.step(slots, torch.ones(4, 1))
+    runner.commit(slots, runner.compute(slots, torch.ones(4, 1)))
     before, outputs = pool.gather(slots), pool.outputs(slots)
     expected, state = steep.network.step(torch.full((4, 1), 2.0), before)
     inputs = torch.tensor([[3e38 if row in bad else 2.0] for row in range(4)])
-    _, good = runner.step(slots, inputs)
+    computed = runner.compute(slots, inputs)
+    runner.commit(slots, computed)
     after, last = pool.gather(slots)["h"], pool.outputs(slots)
-    assert [not ok for ok in good.tolist()] == [row in bad for row in range(4)]
+    assert [not ok for ok in computed.good.tolist()] == [row in bad for row in range(4)]
     for row in range(4):
         assert torch.equal(after[:, row], (before if row in bad else state)["h"][:, row])
         assert torch.equal(last[row], (outputs if row in bad else expected)[row])
