@@ -2,8 +2,8 @@
 
     python -m benchmarks.generation --model shakespeare --streams 1 64 --steps 300
 
-Each round runs the bare loop and then the server (a process of its own, the callers in another), so that both meet the same machine; the table gives the median of the
-rounds, and of the ratio within each round.
+Each round runs the bare loop and then the server (a process of its own, the callers in another), so that both meet the same machine; the table gives the
+median of the rounds, and of the ratio within each round.
 """
 
 import argparse
@@ -16,12 +16,12 @@ import sys
 import time
 from pathlib import Path
 
-import cellstate
 import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+import cellstate
 from cellstate_service.engine.request import Sampling
 from cellstate_service.engine.sampler import Draw, draw_tokens
 from cellstate_service.models.loading import load_model
@@ -100,7 +100,8 @@ def main() -> None:
     finally:
         server.terminate()
         server.wait(30)
-    table = Table("streams", "bare loop, tokens/s", "served, tokens/s", "served / bare", title=f"{arguments.model}, {arguments.steps} tokens each, median of {arguments.rounds} rounds")
+    title = f"{arguments.model}, {arguments.steps} tokens each, median of {arguments.rounds} rounds"
+    table = Table("streams", "bare loop, tokens/s", "served, tokens/s", "served / bare", title=title)
     for streams, pairs in rows:
         bare, served, ratio = (statistics.median(values) for values in zip(*((b, s, s / b) for b, s in pairs), strict=True))
         table.add_row(str(streams), f"{bare:,.0f}", f"{served:,.0f}", f"{ratio:.2f}")

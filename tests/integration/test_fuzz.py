@@ -33,7 +33,7 @@ from tests.models_on_disk import write_feed_forward, write_recurrent
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "100"))
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "250"))
 METHODS: list[MethodDescriptor] = [
     method for file in (inference_pb2, session_pb2, model_pb2) for service in file.DESCRIPTOR.services_by_name.values() for method in service.methods
 ]
