@@ -131,11 +131,11 @@ async def test_a_create_that_failed_leaves_no_trace(manager: SessionManager) -> 
         await manager.create("ada", spec(str(number)))
     for _ in range(3):
         with pytest.raises(Exhausted):
-            await manager.create("bob", spec("one more"))
-    assert reason(manager, "one more", "bob") is Reason.SESSION_NOT_FOUND
+            await manager.create("bob", spec("another"))
+    assert reason(manager, "another", "bob") is Reason.SESSION_NOT_FOUND
     manager.delete("ada", "0", "")
 
-    assert (await manager.create("bob", spec("one more"))).owner == "bob"
+    assert (await manager.create("bob", spec("another"))).owner == "bob"
 
 
 async def test_expired_sessions_make_room(manager: SessionManager, clock: FakeClock) -> None:
