@@ -213,7 +213,7 @@ class _Progress:
         item: asyncio.Task[Item] | None = None
         try:
             while self._owed or not self._closed.is_set():
-                ready = call.next_ready()
+                ready = call.next_ready() if item is None else None  # what `item` waits for, or has taken already, comes first
                 if ready is None:
                     item = item or asyncio.ensure_future(call.next())
                     await asyncio.wait({item} if closed.done() else {item, closed}, return_when=asyncio.FIRST_COMPLETED)
