@@ -22,8 +22,9 @@ from cellstate_service.rpc.programs import ProgramDecoder
 from cellstate_service.rpc.server import Server, Servicers
 from cellstate_service.rpc.sessions import SessionServicer
 from cellstate_service.rpc.tls import server_credentials
+from cellstate_service.sessions.book import SessionConfig
 from cellstate_service.sessions.call import CallBounds
-from cellstate_service.sessions.manager import SessionConfig, SessionManager
+from cellstate_service.sessions.manager import SessionManager
 from cellstate_service.sessions.request_cache import RequestCache
 from cellstate_service.settings import Settings
 

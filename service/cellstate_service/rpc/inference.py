@@ -3,11 +3,12 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator
+from dataclasses import dataclass
 from typing import TypeVar
 
 import structlog
 
-from cellstate.v1 import inference_pb2, inference_pb2_grpc, types_pb2
+from cellstate.v1 import error_pb2, inference_pb2, inference_pb2_grpc, types_pb2
 from cellstate_service.engine.outbox import Emitted, Item
 from cellstate_service.engine.request import Emit, Finished, Request, StopTaken
 from cellstate_service.errors import CellstateError, InvalidInput, Reason
@@ -34,7 +35,9 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         """One value in, one value out."""
         with self._open(request.target, context, "one_to_one") as call:
             opening = self._decoder.opening(request, call, Emit.LAST, context.deadline_s)
-            call.submit(await self._decoder.one_step(request, opening))
+            step = await self._decoder.one_step(request, opening)
+            self._begin(call, request.target)
+            call.submit(step)
             outputs, _, finished = await _collect(call, opening)
             return inference_pb2.OneToOneResponse(output=outputs, completion=encode_completion(finished))
 
@@ -45,6 +48,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         first = await _first(request_iterator)
         with self._open(first.open.target, context, "many_to_one", "open.target") as call:
             opening = self._decoder.opening(first.open, call, Emit.NONE, context.deadline_s, "open.")
+            self._begin(call, first.open.target, "open.target")
             async with _pumping(call, self._pump_many_to_one(request_iterator, opening)):
                 return await self._answer_many_to_one(call, opening)
 
@@ -53,6 +57,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         with self._open(request.target, context, "one_to_many") as call:
             opening = self._decoder.opening(request, call, Emit.NONE, context.deadline_s)
             program = await self._decoder.program(request, opening)
+            self._begin(call, request.target)
             response = inference_pb2.OneToManyResponse()
             if call.session is not None:
                 response.opened.CopyFrom(await _opened(call))
@@ -79,6 +84,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         with self._open(first.open.target, context, "many_to_many", "open.target") as call:
             emit = decode_emit(first.open.emit, Emit.ALL, "open.emit")
             opening = self._decoder.opening(first.open, call, emit, context.deadline_s, "open.")
+            self._begin(call, first.open.target, "open.target")
             yield inference_pb2.ManyToManyResponse(opened=await _opened(call))
             progress = _Progress()
             pumping = _pumping(call, self._pump_many_to_many(request_iterator, opening, progress))
@@ -91,11 +97,10 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     async def Run(self, request: inference_pb2.RunRequest, context: CallContext) -> inference_pb2.RunResponse:  # type: ignore[override]
         """The program itself, for many independent sequences at once."""
         self._check_programs(request)
-        results = await asyncio.gather(*(self._run_one(program, f"programs[{index}]", context) for index, program in enumerate(request.programs)))
-        size = sum(result.ByteSize() for result in results)
-        if size > self._decoder.limits.max_output_bytes:
-            raise InvalidInput(f"programs: their answers take {size} bytes, more than one message may have; send fewer programs", field="programs")
-        return inference_pb2.RunResponse(results=results)
+        with contextlib.ExitStack() as calls:
+            programs = [await self._prepare(calls, program, f"programs[{index}]", context) for index, program in enumerate(request.programs)]
+            self._check_answers(programs)
+            return inference_pb2.RunResponse(results=await asyncio.gather(*(self._run_one(program) for program in programs)))
 
     # -- opening
 
@@ -108,6 +113,9 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             yield call
         finally:
             self._sessions.close_call(call)
+
+    def _begin(self, call: Call, target: inference_pb2.Target, field: str = "target") -> None:
+        self._sessions.begin_call(call, decode_target(target, field), field)
 
     # -- many-to-one
 
@@ -178,20 +186,53 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         if len(set(names)) != len(names):
             raise InvalidInput("programs: two of them are on one session; send them one after the other", field="programs")
 
-    async def _run_one(self, program: inference_pb2.Program, path: str, context: CallContext) -> inference_pb2.ProgramResult:
-        try:
-            with self._open(program.target, context, None) as call:
-                request = await self._decoder.run_program(program, call, context.deadline_s)
-                call.submit(request)
-                opening = self._decoder.opening(program, call, request.emit, context.deadline_s)
-                emitted, generated, finished = await _collect(call, opening)
+    async def _prepare(self, calls: contextlib.ExitStack, message: inference_pb2.Program, path: str, context: CallContext) -> "_Program":
+        """Open a program's call and decode it, so that nothing runs before all that can be refused was."""
+        program = _Program(message.target, path)
+        with program.failing():
+            call = calls.enter_context(self._open(message.target, context, None))
+            program.request = await self._decoder.run_program(message, call, context.deadline_s)
+            program.opening = self._decoder.opening(message, call, program.request.emit, context.deadline_s)
+        return program
+
+    def _check_answers(self, programs: "list[_Program]") -> None:
+        size = sum(self._decoder.answer_bytes(program.request, program.opening.call.model) for program in programs if program.request and program.opening)
+        if size > self._decoder.limits.max_output_bytes:
+            text = f"programs: their answers may take {size} bytes, one message takes {self._decoder.limits.max_output_bytes}; send fewer programs"
+            raise InvalidInput(text, field="programs")
+
+    async def _run_one(self, program: "_Program") -> inference_pb2.ProgramResult:
+        with program.failing():
+            if program.request is not None and program.opening is not None:
+                call = program.opening.call
+                self._begin(call, program.target)
+                call.submit(program.request)
+                emitted, generated, finished = await _collect(call, program.opening)
                 return inference_pb2.ProgramResult(emitted=emitted, generated=generated, completion=encode_completion(finished))
+        return inference_pb2.ProgramResult(failure=program.failure)
+
+
+@dataclass(slots=True)
+class _Program:
+    """One program of Run on its way: decoded, or failed."""
+
+    target: inference_pb2.Target
+    path: str
+    request: Request | None = None
+    opening: Opening | None = None
+    failure: error_pb2.Failure | None = None
+
+    @contextlib.contextmanager
+    def failing(self) -> Iterator[None]:
+        """Turn an error into the program's own failure; the others go on."""
+        try:
+            yield
         except CellstateError as error:
-            return inference_pb2.ProgramResult(failure=failure(error.under(path)))
+            self.request, self.failure = None, failure(error.under(self.path))
         except Exception:
             fault = unexpected()
             _log.exception("unexpected fault in a program", log_id=fault.metadata["log_id"])
-            return inference_pb2.ProgramResult(failure=failure(fault))
+            self.request, self.failure = None, failure(fault)
 
 
 class _Progress:

@@ -1,6 +1,6 @@
 """From the messages of the five calls to requests of the engine: a mode is nothing more than a choice of T, emit and N."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from cellstate.v1 import inference_pb2, types_pb2
 from cellstate_service.engine.request import Emit, Form, Request, Sampling
@@ -124,21 +124,22 @@ class ProgramDecoder:
         if opening.form is Form.LOGITS:
             raise InvalidInput(f"{field}: LOGITS are answered for inputs only; ask for TOKENS or TEXT to generate", Reason.NOT_SUPPORTED_BY_MODEL, field=field)
 
-    def _check_answer_size(self, request: Request, model: LoadedModel) -> None:
+    def answer_bytes(self, request: Request, model: LoadedModel) -> int:
+        """Return a bound of the bytes that the outputs of a request take in one answer."""
         width = 8 if request.form.draws else 4 * model.network.output_size
         steps = (request.input_steps if request.emit is Emit.ALL else 1) + (request.generation.max_steps if request.generation else 0)
-        if steps * width > self.limits.max_output_bytes:
-            allowed = self.limits.max_output_bytes // width
+        return steps * width
+
+    def _check_answer_size(self, request: Request, model: LoadedModel) -> None:
+        size = self.answer_bytes(request, model)
+        if size > self.limits.max_output_bytes:
             field = "generation.max_steps" if request.generation else "input"
-            raise InvalidInput(f"{field}: up to {steps} outputs do not fit one answer, which takes {allowed}; use a streaming call", field=field)
+            raise InvalidInput(
+                f"{field}: the outputs may take {size} bytes, one answer takes {self.limits.max_output_bytes}; use a streaming call", field=field
+            )
 
 
 def refuse_channels(message: inference_pb2.ManyToManyRequest) -> None:
     """Raise NotOffered for channels other than 0: this server carries one session per stream."""
     if message.channel:
         raise NotOffered("channel: this server carries one session in each stream; open a stream for each", field="channel")
-
-
-def with_emit(opening: Opening, emit: Emit) -> Opening:
-    """Return the opening with other outputs answered."""
-    return replace(opening, emit=emit)

@@ -1,43 +1,19 @@
 """The sessions of all owners: who has which, how long they live, and which call is on them."""
 
-import heapq
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from cellstate_service.clock import Clock
 from cellstate_service.engine.engine import Engine
-from cellstate_service.engine.resident import Resident, ResidentState
-from cellstate_service.errors import Aborted, AlreadyExists, Exhausted, InvalidInput, NotFound, Precondition, Reason, Unavailable
+from cellstate_service.engine.resident import ResidentState
+from cellstate_service.errors import Aborted, Exhausted, InvalidInput, NotFound, Precondition, Reason, Unavailable
 from cellstate_service.observability.metrics import Metrics
-from cellstate_service.sessions.call import Call, CallBounds
+from cellstate_service.sessions.book import SessionBook, SessionConfig
+from cellstate_service.sessions.call import Call
 from cellstate_service.sessions.filters import parse_filter
 from cellstate_service.sessions.session import Durability, Expiration, Session, SessionSpec, check_durability, check_labels
 from cellstate_service.sessions.snapshots import Allowances, Snapshot, check_fits, check_state
-from cellstate_service.sessions.tombstones import Tombstone, Tombstones, gone
-
-
-@dataclass(frozen=True, slots=True)
-class SessionConfig:
-    """Limits of sessions and calls.
-
-    Attributes:
-        max_sessions: Sessions per model at most.
-        max_sessions_per_owner: Sessions of one owner at most; None for no such limit.
-        max_calls: Calls at once at most.
-        idle_ttl_s: Time to live where the caller gives none.
-        max_ttl_s: The longest that a caller may ask for.
-        tombstones: Sessions that are gone and still remembered.
-        call: How much of one call may wait.
-    """
-
-    max_sessions: int = 4096
-    max_sessions_per_owner: int | None = None
-    max_calls: int = 1024
-    idle_ttl_s: float = 3600.0
-    max_ttl_s: float = 7 * 86400.0
-    tombstones: int = 10_000
-    call: CallBounds = field(default_factory=CallBounds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +42,8 @@ class SessionManager:
     def __init__(self, engines: Mapping[str, Engine], config: SessionConfig, metrics: Metrics, clock: Clock) -> None:
         self._engines = engines
         self._config = config
-        self._metrics = metrics
         self._clock = clock
-        self._owners: dict[str, dict[str, Session]] = {}
-        self._counts = dict.fromkeys(engines, 0)
-        self._tombstones = Tombstones(config.tombstones)
-        self._expiries: list[tuple[float, int, Session]] = []
-        self._made_entries = 0
-        self._made = 0
+        self._book = SessionBook(config, metrics, clock)
         self._calls = 0
         self._draining = False
 
@@ -94,9 +64,9 @@ class SessionManager:
         try:
             await engine.acquire(session.resident, None if initial is None else replace(initial, seed=seed))
         except BaseException:
-            self._remove(session)
+            self._book.remove(session)
             raise
-        self._count_new(session)
+        self._book.count_new(session)
         return session
 
     def get(self, owner: str, name: str, field: str = "name") -> Session:
@@ -105,13 +75,7 @@ class SessionManager:
         Raises:
             NotFound: The owner has none of that name; the reason tells why it is gone.
         """
-        session = self._owners.get(owner, {}).get(name)
-        if session is not None and session.expires_s <= self._clock.now() and session.call is None:
-            self._end(session, Reason.SESSION_EXPIRED)
-            session = None
-        if session is None:
-            raise self._tombstones.missing(owner, name, field)
-        return session
+        return self._book.find(owner, name, field)
 
     async def read(self, session: Session) -> ResidentState:
         """Return a copy of a session's state between two steps."""
@@ -123,9 +87,8 @@ class SessionManager:
         Raises:
             InvalidInput: The filter cannot be read.
         """
-        self.expire_due()
         takes = parse_filter(text)
-        found = [session for session in self._owners.get(owner, {}).values() if session.number > after and takes(session)]
+        found = [session for session in self._book.sessions_of(owner) if session.number > after and takes(session)]
         return found[:size], len(found) > size
 
     def update(self, owner: str, name: str, change: SessionChange) -> Session:
@@ -139,8 +102,8 @@ class SessionManager:
         if change.labels is not None:
             check_labels(change.labels)
         if change.expiration is not None:
-            session.expires_s, session.idle_ttl_s = self._expiry(change.expiration)
-            self._watch(session)
+            session.expires_s, session.idle_ttl_s = self._book.expiry(change.expiration)
+            self._book.watch(session)
         if change.labels is not None:
             session.labels = dict(change.labels)
         return session
@@ -153,7 +116,7 @@ class SessionManager:
         """
         session = self.get(owner, name)
         _check_uid(session, uid, "uid")
-        self._end(session, Reason.SESSION_CLOSED)
+        self._book.end(session, Reason.SESSION_CLOSED)
 
     async def reset(self, owner: str, name: str, uid: str, seed: int | None) -> Session:
         """Put a session back to the initial state, with a new uid.
@@ -189,13 +152,13 @@ class SessionManager:
         try:
             forked_at = await source.engine.fork(source.resident, session.resident)
         except BaseException:
-            self._remove(session)
+            self._book.remove(session)
             raise
         if position is not None and forked_at != position:
-            self._remove(session)
+            self._book.remove(session)
             raise _not_held(position, forked_at)
         source.use(self._clock.now())
-        self._count_new(session)
+        self._book.count_new(session)
         return session
 
     async def export(self, owner: str, name: str) -> Snapshot:
@@ -226,7 +189,7 @@ class SessionManager:
     # -- calls
 
     def open_call(self, owner: str, target: CallTarget, field: str = "target") -> Call:
-        """Begin a call on a session, or on a fresh state of a model. End it with `close_call`.
+        """Open a call on a session, or on a fresh state of a model. Begin it with `begin_call`, end it with `close_call`.
 
         Raises:
             NotFound, Precondition, Exhausted, Unavailable: As the contract says of every call.
@@ -238,15 +201,28 @@ class SessionManager:
         if target.name:
             session = self.get(owner, target.name, f"{field}.session.name")
             _check_uid(session, target.uid, f"{field}.session.uid")
-            self._supersede(session, target, field)
-            session.use(self._clock.now())
-            call = self._new_call(session.engine, session.resident, session)
-            session.call = call
+            call = Call(session.engine, session.resident, session, self._config.call)
         else:
             engine = self._engine(target.model, f"{field}.model")
-            call = self._new_call(engine, engine.new_resident(secrets.randbits(64)), None)
+            call = Call(engine, engine.new_resident(secrets.randbits(64)), None, self._config.call)
         self._calls += 1
         return call
+
+    def begin_call(self, call: Call, target: CallTarget, field: str = "target") -> None:
+        """Make a call, whose first message was found good, the one that is on its session. Until then whoever was on it goes on undisturbed.
+
+        Raises:
+            NotFound, Precondition: The session is gone or another one by now, or it is busy.
+        """
+        session = call.session
+        if session is None:
+            return
+        if self.get(session.owner, session.name, f"{field}.session.name") is not session:
+            raise _replaced(f"{field}.session.uid")
+        _check_uid(session, target.uid, f"{field}.session.uid")
+        self._supersede(session, target, field)
+        session.use(self._clock.now())
+        session.call = call
 
     def close_call(self, call: Call) -> None:
         """End a call; its session is free for the next and begins to idle."""
@@ -256,31 +232,15 @@ class SessionManager:
         if session is not None and session.call is call:
             session.call = None
             session.use(self._clock.now())
-            self._watch(session)
+            self._book.watch(session)
+
+    def expire_due(self) -> int:
+        """End the sessions whose time has run out and return how many. A session with a call on it waits for the call's end."""
+        return self._book.expire_due()
 
     def drain(self) -> None:
         """Refuse new calls from now on."""
         self._draining = True
-
-    # -- expiry
-
-    def expire_due(self) -> int:
-        """End the sessions whose time has run out and return how many. A session with a call on it waits for the call's end."""
-        now_s, ended = self._clock.now(), 0
-        while self._expiries and self._expiries[0][0] <= now_s:
-            at_s, _, session = heapq.heappop(self._expiries)
-            if session.watched_s == at_s:
-                session.watched_s = None
-            if self._owners.get(session.owner, {}).get(session.name) is not session or session.call is not None:
-                continue
-            if session.expires_s > now_s:
-                self._watch(session)
-            else:
-                self._end(session, Reason.SESSION_EXPIRED)
-                ended += 1
-        return ended
-
-    # -- the books
 
     def _engine(self, model: str, field: str) -> Engine:
         engine = self._engines.get(model)
@@ -294,96 +254,9 @@ class SessionManager:
         return engine
 
     def _admit(self, owner: str, spec: SessionSpec, engine: Engine, seed: int) -> Session:
-        model = engine.model.name
         if self._draining:
             raise Unavailable("the server is stopping: call another one, or again later", retry_after_s=1.0)
-        self.expire_due()
-        sessions = self._owners.get(owner, {})
-        if spec.name in sessions:
-            raise AlreadyExists(f"you have a session {spec.name!r} already: use it, delete it, or choose another name", field="session.name")
-        if self._counts[model] >= self._config.max_sessions:
-            raise Exhausted(
-                f"{self._config.max_sessions} sessions are on {model!r}, the server's limit: delete some, or try later",
-                Reason.SESSION_LIMIT,
-                retry_after_s=10.0,
-            )
-        limit = self._config.max_sessions_per_owner
-        if limit is not None and len(sessions) >= limit:
-            raise Exhausted(f"you have {limit} sessions, your limit: delete some first", Reason.QUOTA_EXCEEDED, quota_subject=f"sessions of {owner}")
-        expires_s, idle_ttl_s = self._expiry(spec.expiration)
-        now_s = self._clock.now()
-        self._made += 1
-        session = Session(
-            owner=owner,
-            name=spec.name or self._tombstones.new_name(),
-            uid=secrets.token_hex(16),
-            number=self._made,
-            engine=engine,
-            resident=engine.new_resident(seed),
-            durability=Durability.MEMORY,
-            labels=dict(spec.labels),
-            created_s=now_s,
-            used_s=now_s,
-            expires_s=expires_s,
-            idle_ttl_s=idle_ttl_s,
-        )
-        self._owners.setdefault(owner, sessions)[session.name] = session
-        self._counts[model] += 1
-        self._tombstones.forget(owner, session.name)
-        self._watch(session)
-        return session
-
-    def _expiry(self, expiration: Expiration) -> tuple[float, float | None]:
-        now_s, longest = self._clock.now(), self._config.max_ttl_s
-        if expiration.at_s is not None:
-            if not now_s < expiration.at_s <= now_s + longest:
-                raise InvalidInput(f"session.expire_time: it is to lie in the future, by at most {longest:.0f} s", field="session.expire_time")
-            return expiration.at_s, None
-        ttl_s = self._config.idle_ttl_s if expiration.ttl_s is None else expiration.ttl_s
-        if not 0 < ttl_s <= longest:
-            raise InvalidInput(f"session.ttl: {ttl_s:g} s is not above 0 and at most {longest:.0f} s", field="session.ttl")
-        return now_s + ttl_s, ttl_s
-
-    def _watch(self, session: Session) -> None:
-        """See to it that the heap holds an entry at or before the session's expiry; one entry serves for many renewals."""
-        if session.watched_s is None or session.expires_s < session.watched_s:
-            session.watched_s = session.expires_s
-            self._made_entries += 1
-            heapq.heappush(self._expiries, (session.expires_s, self._made_entries, session))
-            if len(self._expiries) > 2 * sum(self._counts.values()) + 1024:
-                self._compact_expiries()
-
-    def _compact_expiries(self) -> None:
-        """Drop the entries of sessions that are gone, or that an earlier entry watches, so that the heap stays in proportion to the sessions."""
-        self._expiries = [
-            entry for entry in self._expiries if entry[2].watched_s == entry[0] and self._owners.get(entry[2].owner, {}).get(entry[2].name) is entry[2]
-        ]
-        heapq.heapify(self._expiries)
-
-    def _count_new(self, session: Session) -> None:
-        model = session.engine.model.name
-        self._metrics.sessions_created_total.labels(model).inc()
-        self._metrics.sessions.labels(model).set(self._counts[model])
-
-    def _remove(self, session: Session) -> None:
-        sessions = self._owners.get(session.owner, {})
-        if sessions.get(session.name) is session:
-            del sessions[session.name]
-            if not sessions:
-                del self._owners[session.owner]
-            self._counts[session.engine.model.name] -= 1
-        session.engine.release(session.resident)
-
-    def _end(self, session: Session, reason: Reason) -> None:
-        position = session.resident.position
-        if session.call is not None:
-            session.call.fail(gone(reason, position=position))
-            session.call = None
-        self._remove(session)
-        self._tombstones.bury(session.owner, session.name, Tombstone(reason, position))
-        model = session.engine.model.name
-        self._metrics.sessions_ended_total.labels(model, reason.removeprefix("SESSION_").lower()).inc()
-        self._metrics.sessions.labels(model).set(self._counts[model])
+        return self._book.admit(owner, spec, engine, seed)
 
     def _supersede(self, session: Session, target: CallTarget, field: str) -> None:
         old = session.call
@@ -398,15 +271,15 @@ class SessionManager:
         session.call = None
         old.fail(Aborted("a newer call took the session over", Reason.SUPERSEDED).at(session.resident.position))
 
-    def _new_call(self, engine: Engine, resident: Resident, session: Session | None) -> Call:
-        return Call(engine, resident, session, self._config.call)
-
 
 def _check_uid(session: Session, uid: str, field: str) -> None:
     if uid and uid != session.uid:
-        raise Precondition(
-            "the session of that name is another one by now (created again, imported or reset): read it to learn its uid", Reason.UID_MISMATCH, field=field
-        )
+        raise _replaced(field)
+
+
+def _replaced(field: str) -> Precondition:
+    text = "the session of that name is another one by now (created again, imported or reset): read it to learn its uid"
+    return Precondition(text, Reason.UID_MISMATCH, field=field)
 
 
 def _not_held(position: int, present: int) -> Precondition:

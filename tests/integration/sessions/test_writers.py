@@ -15,7 +15,10 @@ from tests.integration.serving import Served
 from tests.integration.sessions.calls import feed, step, update
 from tests.integration.snapshots import export
 from tests.integration.stubs import (
+    chunk,
+    generation,
     many_to_one,
+    on_model,
     on_session,
     open_many,
     refusal,
@@ -69,6 +72,32 @@ async def test_a_newer_call_supersedes_an_older_one(server: Served, name: str, b
     assert (told.code, told.reason, told.metadata["position"]) == (grpc.StatusCode.ABORTED, "SUPERSEDED", "0")
     told = await refusal(step(server, f"{name}-none", **reference))
     assert told.reason == "SESSION_NOT_FOUND"
+
+
+async def test_a_refused_call_supersedes_nobody(server: Served, name: str) -> None:
+    await server.create("lstm-text", name)
+    old = server.stubs.inference.ManyToMany()
+    await old.write(open_many(on_session(name)))
+    await old.read()
+    target = on_session(name, take_over=True)
+
+    told = await refusal(server.stubs.inference.OneToOne(OneToOneRequest(target=target, input=text("ab"))))
+    assert told.fields == ["input"]
+    told = await refusal(server.stubs.inference.OneToMany(OneToManyRequest(target=target, generation=generation(0))))
+    assert told.fields == ["generation.max_steps"]
+
+    await old.write(chunk(text("a")))
+    assert (await old.read()).output.position == 1
+    await old.done_writing()
+    assert await old.read() is grpc.aio.EOF
+
+
+async def test_programs_whose_answers_do_not_fit_one_message_take_no_step(server: Served, name: str) -> None:
+    await server.create("lstm-text", name)
+    programs = [Program(target=on_model("lstm-text"), generation=generation(400_000)) for _ in range(2)]
+    told = await refusal(server.stubs.inference.Run(RunRequest(programs=[Program(target=on_session(name), input=text("a")), *programs])))
+    assert (told.code, told.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["programs"])
+    assert (await server.get(name)).position == 0
 
 
 async def _drain(stream: Any) -> None:

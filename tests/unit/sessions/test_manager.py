@@ -9,7 +9,9 @@ from cellstate_service.engine.engine import Engine, EngineConfig
 from cellstate_service.errors import Exhausted, NotFound, Reason
 from cellstate_service.models.loading import LoadedModel, load_model
 from cellstate_service.observability.metrics import Metrics
-from cellstate_service.sessions.manager import CallTarget, SessionChange, SessionConfig, SessionManager
+from cellstate_service.sessions.book import SessionConfig
+from cellstate_service.sessions.call import Call
+from cellstate_service.sessions.manager import CallTarget, SessionChange, SessionManager
 from cellstate_service.sessions.session import Expiration, SessionSpec
 from tests.fake_clock import FakeClock
 from tests.models_on_disk import write_recurrent
@@ -47,15 +49,22 @@ def reason(manager: SessionManager, name: str, owner: str = "ada") -> Reason:
     return caught.value.reason
 
 
+def call_on(manager: SessionManager, name: str) -> Call:
+    target = CallTarget(name=name)
+    call = manager.open_call("ada", target)
+    manager.begin_call(call, target)
+    return call
+
+
 def entries(manager: SessionManager) -> int:
-    return len(manager._expiries)
+    return len(manager._book._expiries)
 
 
 async def test_renewals_make_no_entries(manager: SessionManager, clock: FakeClock) -> None:
     await manager.create("ada", spec("a"))
     for _ in range(MANY):
         clock.turn(1)
-        manager.close_call(manager.open_call("ada", CallTarget(name="a")))
+        manager.close_call(call_on(manager, "a"))
         manager.expire_due()
 
     assert entries(manager) == 1
@@ -105,7 +114,7 @@ async def test_a_shorter_expiry_is_seen(manager: SessionManager, clock: FakeCloc
 
 async def test_a_session_that_expired_while_a_call_was_on_it_idles_anew(manager: SessionManager, clock: FakeClock) -> None:
     await manager.create("ada", spec("a", 10))
-    call = manager.open_call("ada", CallTarget(name="a"))
+    call = call_on(manager, "a")
     clock.turn(100)
     assert manager.expire_due() == 0
 
