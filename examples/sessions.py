@@ -26,6 +26,6 @@ with cellstate.Client(ADDRESS) as client, client.session("shakespeare", ttl_s=30
     print("sessions of this example:", [info.name for info in client.sessions('labels.example="sessions"')])
 
     try:
-        session.step("text of more than one step")
+        session.generate(max_steps=10, temperature=-1).text()
     except cellstate.InvalidInput as error:
         print("an error tells what to do:", error)

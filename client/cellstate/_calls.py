@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from cellstate._convert import draws, from_completion, from_output, to_emit, to_form, to_stop
+from cellstate._convert import draws, from_completion, from_output, to_emit, to_form, to_stop, to_unsigned
 from cellstate._exchange import Call, Guess, Reader, Uploader, draw_seed
 from cellstate._status import error_from_failure
 from cellstate._tracking import Handle, Tracked, tracked_of
@@ -90,14 +90,28 @@ def to_output_options(options: Mapping[str, Any]) -> types_pb2.OutputOptions:
     return types_pb2.OutputOptions(form=to_form(options.get("form")), log_probabilities=bool(options.get("log_probabilities")))
 
 
-def to_sampling(options: Mapping[str, Any]) -> types_pb2.Sampling:
-    """Return how tokens are drawn; what is None stays unset."""
-    return types_pb2.Sampling(**{key: options.get(key) for key in ("temperature", "top_k", "top_p", "seed")})
+def to_sampling(options: Mapping[str, Any], field: str = "sampling") -> types_pb2.Sampling:
+    """Return how tokens are drawn; what is None stays unset.
+
+    Raises:
+        InvalidInput: A number that cannot be sent.
+    """
+    return types_pb2.Sampling(
+        temperature=options.get("temperature"),
+        top_k=to_unsigned(options.get("top_k"), 32, f"{field}.top_k"),
+        top_p=options.get("top_p"),
+        seed=to_unsigned(options.get("seed"), 64, f"{field}.seed"),
+    )
 
 
 def to_generation(options: Mapping[str, Any]) -> types_pb2.Generation:
-    """Return what to generate."""
-    generation = types_pb2.Generation(max_steps=options.get("max_steps"), sampling=_unless_empty(to_sampling(options)))
+    """Return what to generate.
+
+    Raises:
+        InvalidInput: A number that cannot be sent.
+    """
+    max_steps = to_unsigned(options.get("max_steps"), 32, "generation.max_steps")
+    generation = types_pb2.Generation(max_steps=max_steps, sampling=_unless_empty(to_sampling(options, "generation.sampling")))
     to_stop(generation, options.get("stop"))
     return generation
 

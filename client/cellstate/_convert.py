@@ -162,6 +162,17 @@ def draws(sequence: types_pb2.Sequence | None) -> bool:
     return sequence is not None and sequence.WhichOneof("value") in ("text", "tokens")
 
 
+def to_unsigned(value: Any, bits: int, field: str) -> Any:
+    """Return an integer that fits an unsigned field, or None for None; what is no integer is left to raise `TypeError` where the message is made.
+
+    Raises:
+        InvalidInput: It does not fit.
+    """
+    if hasattr(value, "__index__") and not 0 <= value < 2**bits:
+        raise InvalidInput(f"{value} is not 0 to {2**bits - 1}", ErrorDetails(field=field))
+    return value
+
+
 def to_stop(generation: types_pb2.Generation, stop: Any) -> None:
     """Add stop sequences: one, or several, of text or token ids."""
     for item in [stop] if isinstance(stop, str | Tokens) else stop or ():

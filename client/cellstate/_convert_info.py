@@ -13,6 +13,8 @@ from cellstate.errors import ErrorDetails, InvalidInput
 from cellstate.info import CellKind, Durability, GenerationDefaults, Mode, ModelInfo, SessionInfo, StateSignature, ValueKind, ValueSignature
 from cellstate.v1 import model_pb2, session_pb2, types_pb2
 
+_MAX_DURATION_S = 315_576_000_000  # of google.protobuf.Duration
+
 
 def from_model(model: model_pb2.Model) -> ModelInfo:
     """Convert a model."""
@@ -75,8 +77,14 @@ def to_initial_state(state: Mapping[str, Any] | None) -> session_pb2.InitialStat
     return session_pb2.InitialState(tensors=tensors)
 
 
-def to_duration(seconds: float) -> Duration:
-    """Convert seconds."""
+def to_duration(seconds: float, field: str = "session.ttl") -> Duration:
+    """Convert seconds.
+
+    Raises:
+        InvalidInput: Not a finite number, or more than ten thousand years.
+    """
+    if not abs(seconds) <= _MAX_DURATION_S:  # nan compares with nothing
+        raise InvalidInput(f"{seconds} is no length of time in seconds; left out, it is the server's default", ErrorDetails(field=field))
     nanoseconds = round(seconds * 1e9)
     return Duration(seconds=nanoseconds // 10**9, nanos=nanoseconds % 10**9)
 

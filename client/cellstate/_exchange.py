@@ -2,6 +2,7 @@
 
 import dataclasses
 import secrets
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -112,12 +113,15 @@ class Reader:
         self.completion: Completion | None = None
         self._form = Form(form) if form is not None else None
         self._tracked = tracked
+        self._token = ""
+        self._cut = False
+        self._lock = threading.RLock()  # `cut` may come from another thread than the one that reads
 
     def read(self, response: inference_pb2.OneToManyResponse | inference_pb2.ManyToManyResponse) -> list[Output | Completion]:
         """Return what a message carries: an output, a completion, both or neither."""
         events: list[Output | Completion] = []
-        if response.HasField("opened") and self._tracked is not None:
-            self._tracked.opened(response.opened)
+        if response.HasField("opened"):
+            self._opened(response.opened)
         if response.HasField("output"):
             events.append(from_output(response.output, self._form))
             self._reached(response.output.position)
@@ -129,17 +133,34 @@ class Reader:
 
     def ended(self) -> None:
         """Hear that the stream came to its own end."""
-        if self._tracked is not None:
-            self._tracked.ended()
+        with self._lock:
+            if self._tracked is not None and not self._cut:
+                self._tracked.ended()
+
+    def failed(self) -> None:
+        """Hear that the stream failed; `Call.failed` tells the handle why."""
+        with self._lock:
+            if self._tracked is not None:
+                self._tracked.left(self._token)
 
     def cut(self) -> None:
-        """Hear that the caller ended the stream before its end."""
-        if self._tracked is not None:
-            self._tracked.cut()
+        """Hear that the caller ended the stream before its end. What still arrives of it then leaves the handle as it is."""
+        with self._lock:
+            self._cut = True
+            if self._tracked is not None:
+                self._tracked.cut()
+                self._tracked.left(self._token)
+
+    def _opened(self, opened: inference_pb2.Opened) -> None:
+        with self._lock:
+            if self._tracked is not None and not self._cut:
+                self._token = opened.stream_token
+                self._tracked.opened(opened)
 
     def _reached(self, position: int) -> None:
-        if self._tracked is not None:
-            self._tracked.reached(position)
+        with self._lock:
+            if self._tracked is not None and not self._cut:
+                self._tracked.reached(position)
 
 
 def draw_seed() -> int:

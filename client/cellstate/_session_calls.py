@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from cellstate._convert import to_enum
+from cellstate._convert import to_enum, to_unsigned
 from cellstate._convert_info import from_model, from_session, to_duration, to_initial_state, to_timestamp
 from cellstate._exchange import Call
 from cellstate._tracking import Tracked
@@ -87,7 +87,7 @@ def delete_session(tracked: Tracked) -> Call[None]:
 
 def reset_session(tracked: Tracked, seed: int | None) -> Call[SessionInfo]:
     """Put a session back to its beginning."""
-    request = session_pb2.ResetSessionRequest(name=tracked.info.name, uid=tracked.info.uid, seed=seed, request_id=_request_id())
+    request = session_pb2.ResetSessionRequest(name=tracked.info.name, uid=tracked.info.uid, seed=to_unsigned(seed, 64, "seed"), request_id=_request_id())
     return Call("sessions", "ResetSession", _session_of, request, tracked)
 
 
@@ -95,7 +95,7 @@ def fork_session(tracked: Tracked, position: int | None, options: SessionOptions
     """Make a second session of a session's state."""
     check_options(options, SessionOptions, "fork")
     request = session_pb2.ForkSessionRequest(
-        name=tracked.info.name, uid=tracked.info.uid, position=position, session=to_session(options), request_id=_request_id()
+        name=tracked.info.name, uid=tracked.info.uid, position=to_unsigned(position, 64, "position"), session=to_session(options), request_id=_request_id()
     )
     return Call("sessions", "ForkSession", _session_of, request)
 
@@ -146,12 +146,13 @@ def to_session(options: Mapping[str, Any]) -> session_pb2.Session:
     """Return the settings that are given.
 
     Raises:
-        InvalidInput: Both a time to live and an absolute end.
+        InvalidInput: Both a time to live and an absolute end, or a number that cannot be sent.
     """
     ttl_s, expire_time, durability = options.get("ttl_s"), options.get("expire_time"), options.get("durability")
     if ttl_s is not None and expire_time is not None:
         raise InvalidInput("give ttl_s or expire_time, not both", ErrorDetails(field="session.expire_time"))
-    session = session_pb2.Session(name=options.get("name") or "", seed=options.get("seed"), labels=options.get("labels") or {})
+    seed = to_unsigned(options.get("seed"), 64, "session.seed")
+    session = session_pb2.Session(name=options.get("name") or "", seed=seed, labels=options.get("labels") or {})
     if ttl_s is not None:
         session.ttl.CopyFrom(to_duration(ttl_s))
     if expire_time is not None:

@@ -83,6 +83,7 @@ class StreamCore:
             return
         self.ended = self.half_closed = True
         if error is not None:
+            self.reader.failed()
             self.error = self.call.failed(error)
         else:
             self.reader.ended()

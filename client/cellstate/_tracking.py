@@ -2,11 +2,11 @@
 
 Each call on a session carries its uid, the position of its first step and the position up to which outputs were received, so that a call sent again
 is never applied twice. An error that carries a position moves the handle there. A call that the caller cut short leaves the session somewhere between
-what was received and what was asked: the next call names no position then, and presents the stream token of the one that was cut, so that it is not
-refused as busy.
+what was received and what was asked: the next call names no position then. After a stream that was cut or failed, calls present its token, so that they are
+not refused as busy by what the server has left of it; while the stream lives they do not, so that a second call is refused and the stream goes on.
 """
 
-from cellstate.errors import CellstateError
+from cellstate.errors import CellstateError, SessionBusy, Superseded
 from cellstate.info import SessionInfo
 from cellstate.v1 import inference_pb2
 
@@ -24,6 +24,7 @@ class Tracked:
         self.position = info.position
         self._certain = True
         self._stream_token = ""
+        self._stream_left = False
 
     def replaced(self, info: SessionInfo) -> None:
         """Take over what the server tells of the session: its uid may be new. While a call is on it, the position is that call's to tell."""
@@ -42,12 +43,13 @@ class Tracked:
             uid=self.info.uid,
             position=self.position if self._certain else None,
             acknowledged_position=self.position,
-            stream_token=self._stream_token,
+            stream_token=self._stream_token if self._stream_left else "",
         )
 
     def opened(self, opened: inference_pb2.Opened) -> None:
         """Hear the answer to opening."""
         self._stream_token = opened.stream_token
+        self._stream_left = False
         self.reached(opened.position)
 
     def reached(self, position: int) -> None:
@@ -59,13 +61,21 @@ class Tracked:
         """Hear that the call came to its own end."""
         self._stream_token = ""
 
+    def left(self, stream_token: str) -> None:
+        """Note that a stream was cut or failed: the server may not know yet."""
+        if stream_token and stream_token == self._stream_token:
+            self._stream_left = True
+
     def cut(self) -> None:
         """Note that the caller ended the call before its end."""
         self._certain = False
 
     def failed(self, error: CellstateError) -> None:
-        """Take over the position that an error carries; without one stay, so that the same call sent again is applied once."""
-        if error.position is not None:
+        """Take over the position that an error carries; without one stay, so that the same call sent again is applied once.
+
+        Where another call is on the session, the position is that call's, whose outputs this handle did not receive: it is not taken over.
+        """
+        if error.position is not None and not isinstance(error, SessionBusy | Superseded):
             self.reached(error.position)
 
 

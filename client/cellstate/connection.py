@@ -6,6 +6,7 @@ wait for a server that is not there (`waitForReady` is off, so that a wrong addr
 """
 
 import ipaddress
+import re
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -17,6 +18,8 @@ from cellstate._version import __version__
 
 DEFAULT_ADDRESS = "localhost:50051"
 SERVICE_CONFIG = files("cellstate").joinpath("service_config.json").read_text(encoding="utf-8")
+
+_HOST_AND_PORT = re.compile(r"(?:\[(?P<bracketed>[0-9a-fA-F:.]+)\]|(?P<name>[^:/\[\]]+))(?::[0-9]+)?")
 
 Pem: TypeAlias = bytes | str | Path
 """PEM data as bytes, or the path of a file that holds it."""
@@ -84,6 +87,8 @@ class Connection:
         """Refuse settings that would leak the token or mean nothing."""
         if self.token is not None and self.tls is None and not self.insecure_token and not is_local(self.address):
             raise ValueError(f"the token would travel to {self.address} in plain text: give tls=TLS(...), or insecure_token=True where the network is trusted")
+        if self.token is not None and not (self.token.isascii() and self.token.isprintable() and self.token.strip() == self.token != ""):
+            raise ValueError("the token must be printable ASCII on one line, without spaces around it")
         if self.timeout_s is not None and self.timeout_s <= 0:
             raise ValueError(f"timeout_s must be above 0, or None for no deadline, not {self.timeout_s}")
 
@@ -95,6 +100,8 @@ class Connection:
             ("grpc.max_send_message_length", self.max_message_bytes),
             ("grpc.max_receive_message_length", self.max_message_bytes),
         ]
+        if is_local(self.address):
+            options.append(("grpc.enable_http_proxy", 0))  # the variable http_proxy would send even calls to localhost, token included, to another machine
         if self.keepalive_s is not None:
             options += [
                 ("grpc.keepalive_time_ms", round(self.keepalive_s * 1000)),
@@ -121,13 +128,19 @@ class Connection:
 
 
 def is_local(address: str) -> bool:
-    """Tell whether an address cannot leave this machine: a loopback address, localhost, or a Unix socket."""
+    """Tell whether an address cannot leave this machine: a Unix socket, or a loopback address or localhost by itself or as dns:, ipv4: or ipv6:."""
     if address.startswith(("unix:", "unix-abstract:")):
         return True
-    host = address.rpartition("/")[2].removeprefix("dns:").removeprefix("ipv4:").removeprefix("ipv6:")
-    host = host[1 : host.index("]")] if host.startswith("[") and "]" in host else host.partition(":")[0] if host.count(":") <= 1 else host
+    scheme = next((scheme for scheme in ("dns:", "ipv4:", "ipv6:") if address.startswith(scheme)), "")
+    rest = address.removeprefix(scheme)
+    if scheme == "dns:":
+        rest = rest.removeprefix("///")  # two slashes would begin the name server that is asked
+    matched = _HOST_AND_PORT.fullmatch(rest)
+    host = (matched["bracketed"] or matched["name"]) if matched else rest
+    if host == "localhost":
+        return scheme in ("", "dns:")
     try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
 

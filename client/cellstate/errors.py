@@ -224,7 +224,10 @@ class Unavailable(CellstateError, ConnectionError):
 
 
 class DeadlineExceeded(CellstateError, TimeoutError):
-    """The call's deadline passed. Steps taken before it stay taken; repeated on the same session handle, none is taken twice."""
+    """The call's deadline passed. Steps taken before it stay taken; repeated on the same session handle, none is taken twice.
+
+    `PositionError` on the repetition says that part or all of the call was applied: look at its `position`, do not send the same again.
+    """
 
     default_reason = "DEADLINE_EXCEEDED"
 

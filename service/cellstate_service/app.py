@@ -105,7 +105,7 @@ async def start(settings: Settings, clock: Clock | None = None) -> App:
     if settings.metrics_port is not None:
         exposition = Exposition(metrics.registry, settings.metrics_listen_host, settings.metrics_port)
     await server.serve()
-    return App(settings, registry, engines, sessions, server, exposition, asyncio.create_task(_sweep(sessions)))
+    return App(settings, registry, engines, sessions, server, exposition, asyncio.create_task(_sweep(sessions, engines, server)))
 
 
 async def run(settings: Settings, ready: Callable[[App], None] = lambda app: None) -> int:
@@ -123,10 +123,14 @@ async def run(settings: Settings, ready: Callable[[App], None] = lambda app: Non
     return 0
 
 
-async def _sweep(sessions: SessionManager) -> None:
+async def _sweep(sessions: SessionManager, engines: dict[str, Engine], server: Server) -> None:
+    """Once a second: end what has expired, and tell health checks where an engine's thread has died."""
     while True:
         await asyncio.sleep(SWEEP_S)
         sessions.expire_due()
+        if dead := [name for name, engine in engines.items() if not engine.alive]:
+            _log.error("an engine's thread has died: this server needs a restart", models=dead)
+            await server.drain()
 
 
 def _session_config(settings: Settings) -> SessionConfig:

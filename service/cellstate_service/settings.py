@@ -68,7 +68,7 @@ class EngineSettings(Group):
         le=1024,
         description="Threads of one torch operation. Part of the numerics id: values of servers that differ here may differ in their last bits.",
     )
-    max_calls: Count = Field(default=1024, description="Calls at once on one model, with and without a session; each takes a slot.")
+    max_calls: Count = Field(default=1024, description="Inference calls at once, with and without a session, over all models; those without take a state slot.")
     output_window_steps: Count = Field(default=256, description="Steps generated ahead of a reader that is slow.")
 
 

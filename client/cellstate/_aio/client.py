@@ -85,7 +85,8 @@ class AsyncClient:
         """Run independent programs together, in one call.
 
         Returns:
-            One result or error per program, in their order: each fails or succeeds by itself.
+            One result or error per program, in their order: each fails or succeeds by itself. A call that is malformed as a whole is refused as a whole, and
+            nothing of it runs: two programs on one session, or an input whose rows differ in length.
         """
         return await self._transport.unary(_calls.run(programs, timeout_s))
 

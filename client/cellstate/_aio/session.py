@@ -17,7 +17,7 @@ from cellstate.programs import CallOptions, GenerationOptions, SessionChanges, S
 
 
 class AsyncSession(Handle):
-    """A session: a conversation with a model whose state the server keeps between calls. See `Session`.
+    """A session: a conversation with a model whose state the server keeps between calls. See `Session`, also for calls that failed or that you cut short.
 
     Made by `AsyncClient.session` (created on entering, deleted on leaving unless kept), `AsyncClient.open_session`, `AsyncClient.import_session` and `fork`.
     """

@@ -8,7 +8,7 @@ from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 
-from cellstate._aio.transport import Source, Transport, to_error
+from cellstate._aio.transport import Source, Transport, being_cancelled, client_closed, to_error
 from cellstate._exchange import Call, Reader
 from cellstate._stream_core import StreamCore
 from cellstate._tracking import Handle
@@ -105,7 +105,11 @@ class AsyncOutputs:
         self._ended = True
         failed = self._source.error if self._source is not None else None
         if failed is None and isinstance(error, grpc.RpcError):
+            self._reader.failed()
             raise self._call.failed(to_error(error)) from None
+        if failed is None and not being_cancelled():
+            self._reader.failed()
+            raise self._call.failed(client_closed()) from None
         self._reader.cut()
         if failed is not None:
             raise failed from None
@@ -244,10 +248,10 @@ class AsyncStream:
         except grpc.RpcError as raised:
             self._finish(to_error(raised))
         except asyncio.CancelledError:
-            ended = self._core.ended
-            self.cancel()
-            if not ended or being_cancelled():
+            if being_cancelled():
+                self.cancel()
                 raise
+            self._finish(client_closed())  # does nothing where the stream was cut
         else:
             if response is None:
                 self._finish(None)
@@ -261,12 +265,6 @@ class AsyncStream:
     def _finish(self, error: Any) -> None:
         self._core.finish(error)
         self._outbox.put_nowait(None)
-
-
-def being_cancelled() -> bool:
-    """Tell whether the running task was asked to cancel, as opposed to a call that its owner ended."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 async def _drain(outbox: asyncio.Queue[Any]) -> AsyncIterator[Any]:

@@ -50,6 +50,8 @@ class Transport:
             response = await self._invoke(call, call.request, wait_for_ready=wait_for_ready or None)
         except grpc.RpcError as error:
             raise call.failed(to_error(error)) from None
+        except asyncio.CancelledError as error:
+            raise self.cancelled(call, error) from None
         return call.decode(response)
 
     async def upload(self, call: Call[T], messages: AsyncIterable[Any] | Iterable[Any]) -> T:
@@ -64,7 +66,7 @@ class Transport:
                 raise call.cut(source.error) from None
             if isinstance(error, grpc.RpcError):
                 raise call.failed(to_error(error)) from None
-            raise
+            raise self.cancelled(call, error) from None
         if source.error is not None:  # the server was faster than the cancellation
             raise call.cut(source.error)
         return call.decode(response)
@@ -79,6 +81,8 @@ class Transport:
             return [response async for response in self.download(call)]
         except grpc.RpcError as error:
             raise call.failed(to_error(error)) from None
+        except asyncio.CancelledError as error:
+            raise self.cancelled(call, error) from None
 
     def duplex(self, call: Call[Any], messages: AsyncIterable[Any] | Iterable[Any]) -> tuple[Any, "Source"]:
         """Stream requests; return grpc's call, which iterates answers, and the source, which keeps what iterating `messages` raised."""
@@ -87,12 +91,38 @@ class Transport:
         source.attach(answers.cancel)
         return answers, source
 
+    def cancelled(self, call: Call[Any], error: asyncio.CancelledError) -> BaseException:
+        """Return what a cancelled call raises: the cancellation where the caller's task is asked to end, else a typed error: the client was closed."""
+        if being_cancelled():
+            return call.cut(error)
+        return call.failed(client_closed())
+
     def _invoke(self, call: Call[Any], request: Any, **settings: Any) -> Any:
         timeout_s = call.timeout_s
         if timeout_s is None and not call.streams:
             timeout_s = self.connection.timeout_s
         timeout_s = None if timeout_s is None or math.isinf(timeout_s) else timeout_s
-        return getattr(getattr(self.raw, call.service), call.method)(request, timeout=timeout_s, metadata=self._metadata, **settings)
+        made = getattr(getattr(self.raw, call.service), call.method)(request, timeout=timeout_s, metadata=self._metadata, **settings)
+        if hasattr(made, "_async_request_poller") and hasattr(made, "_cython_call"):  # a call that streams requests; see _Shield
+            made._cython_call = _Shield(made._cython_call)
+        return made
+
+
+class _Shield:
+    """grpc's inner call, without its `set_internal_error`.
+
+    When the server refuses a call while requests are still being written, grpc.aio's writer meets a broken stream and sets an internal error in place of the
+    status that is about to arrive. Without that the status is what the server said.
+    """
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def set_internal_error(self, _: str) -> None:
+        """Leave the status to the server."""
 
 
 class Source:
@@ -119,6 +149,17 @@ class Source:
         except Exception as error:
             self.error = error
             self._cancel()
+
+
+def being_cancelled() -> bool:
+    """Tell whether the running task was asked to cancel, as opposed to a call that its owner ended."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def client_closed() -> CellstateError:
+    """Make the error of a call that ended with its channel: nobody else cancels a call whose task goes on."""
+    return error_from_status(1, "the client was closed")
 
 
 def to_error(error: grpc.RpcError) -> CellstateError:

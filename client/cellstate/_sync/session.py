@@ -21,7 +21,11 @@ class Session(Handle):
 
     Made by `Client.session` (created on entering, deleted on leaving unless kept), `Client.open_session`, `Client.import_session` and `fork`. One call at
     a time: a second one is refused with `SessionBusy`. Calls carry the session's uid and position, so a call that failed on the way can be made again on
-    the same handle: it is applied once.
+    the same handle: no step is taken twice. `PositionError` then says that part or all of it was applied before: look at the error's `position`, and do not
+    send the whole again.
+
+    A call that you cut short yourself - `cancel`, leaving a stream early, Ctrl-C, `asyncio.wait_for` - is another matter: any of its steps may have been taken,
+    the handle does not know how many, and its next call goes on from wherever the session stands. `info().position` tells, once the session is not busy.
     """
 
     def __init__(self, transport: Transport, made: Tracked | Call[SessionInfo], *, keep: bool) -> None:

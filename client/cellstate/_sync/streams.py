@@ -106,6 +106,7 @@ class Outputs:
         if self._source is not None and self._source.error is not None:
             self._reader.cut()
             raise self._source.error from None
+        self._reader.failed()
         raise self._call.failed(to_error(error)) from None
 
 

@@ -40,6 +40,8 @@ class Transport:
             response = self._invoke(call, call.request, wait_for_ready=wait_for_ready or None)
         except grpc.RpcError as error:
             raise call.failed(to_error(error)) from None
+        except BaseException as error:  # Ctrl-C: the step may have been taken
+            raise call.cut(error) from None
         return call.decode(response)
 
     def upload(self, call: Call[T], messages: Iterable[Any]) -> T:
@@ -55,9 +57,9 @@ class Transport:
             if isinstance(error, grpc.RpcError):
                 raise call.failed(to_error(error)) from None
             raise call.failed(error_from_status(1, "the client was closed")) from None
-        except BaseException:
+        except BaseException as error:  # Ctrl-C: steps may have been taken
             future.cancel()
-            raise
+            raise call.cut(error) from None
         if source.error is not None:  # the server was faster than the cancellation
             raise call.cut(source.error)
         return call.decode(response)

@@ -13,6 +13,6 @@ def main() -> None:
         missing = (error.name or "").partition(".")[0]
         if missing not in {"typer", "rich", "grpc_health"}:
             raise
-        sys.stderr.write(f"cellstate: the command needs {missing}: pip install 'cellstate[cli]'\n")
+        sys.stderr.write(f"cellstate: the command needs {missing}: pip install '.[cli]' in a checkout of cellstate\n")
         sys.exit(1)
     run()

@@ -62,7 +62,7 @@ def serve(  # noqa: PLR0913 (each is a flag)
     try:
         from cellstate_service.commands import serve as run_server  # noqa: PLC0415 (takes seconds, which no other command should wait)
     except ModuleNotFoundError as missing:
-        fail(f"the server is not installed ({missing.name} is missing): pip install 'cellstate[service]'")
+        fail(f"the server is not installed ({missing.name} is missing): pip install '.[service]' in a checkout of cellstate")
     given: dict[str, object] = {
         "host": host,
         "port": port,

@@ -33,9 +33,18 @@ def connect(address: str, token_file: Path | None, tls_ca: Path | None) -> Clien
 
 
 def read_token(token_file: Path | None) -> str | None:
-    """Return the bearer token from its file or from CELLSTATE_TOKEN; None where there is neither."""
+    """Return the bearer token from its file or from CELLSTATE_TOKEN; None where there is neither.
+
+    Raises:
+        typer.BadParameter: The file cannot be read, or holds no token or more than one line.
+    """
     content = read_file("--token-file", token_file)
-    return content.decode().strip() if content is not None else os.environ.get("CELLSTATE_TOKEN") or None
+    if content is None:
+        return os.environ.get("CELLSTATE_TOKEN") or None
+    lines = [line.strip() for line in content.decode(errors="replace").splitlines() if line.strip()]
+    if len(lines) != 1:
+        raise typer.BadParameter(f"{token_file} holds {len(lines)} lines: one token is needed, and nothing else", param_hint="--token-file")
+    return lines[0]
 
 
 def read_file(flag: str, path: Path | None) -> bytes | None:

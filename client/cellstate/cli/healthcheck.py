@@ -6,8 +6,9 @@ import grpc
 import typer
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from cellstate.cli.connection import DEFAULT_ADDRESS, Address, TlsCa, TokenFile, read_file, read_token
+from cellstate.cli.connection import DEFAULT_ADDRESS, Address, TlsCa, read_file
 from cellstate.cli.console import fail, out
+from cellstate.connection import TLS, Connection
 
 
 def healthcheck(
@@ -16,29 +17,30 @@ def healthcheck(
     timeout_s: Annotated[float, typer.Option(min=0.01, help="Seconds to wait for an answer.")] = 3.0,
     tls_server_name: Annotated[str | None, typer.Option(metavar="NAME", help="Name in the server's certificate, where it differs from the address.")] = None,
     address: Address = DEFAULT_ADDRESS,
-    token_file: TokenFile = None,
     tls_ca: TlsCa = None,
 ) -> None:
-    """Ask whether the server serves: exit code 0 where it does, 1 where it does not or cannot be reached."""
-    status = ask_health(_channel(address, read_file("--tls-ca", tls_ca), tls_server_name), service, read_token(token_file), timeout_s)
+    """Ask whether the server serves: exit code 0 where it does, 1 where it does not or cannot be reached. Needs no token, and sends none."""
+    status = ask_health(_channel(address, read_file("--tls-ca", tls_ca), tls_server_name), service, timeout_s)
     if status != "SERVING":
         fail(f"{address}: {status}")
     out.print(status)
 
 
-def ask_health(channel: grpc.Channel, service: str, token: str | None, timeout_s: float) -> str:
+def ask_health(channel: grpc.Channel, service: str, timeout_s: float) -> str:
     """Return `SERVING`, another status of the health protocol, or why there is no answer. Closes the channel."""
-    metadata = [("authorization", f"Bearer {token}")] if token else []
     with channel:
         try:
-            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=service), timeout=timeout_s, metadata=metadata)
+            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=service), timeout=timeout_s)
         except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.NOT_FOUND:
+                return f"NOT_FOUND: the server knows no service {service!r}"
             return f"{error.code().name}: {error.details()}"
     return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
 
 
 def _channel(address: str, tls_ca: bytes | None, server_name: str | None) -> grpc.Channel:
-    if tls_ca is None:
-        return grpc.insecure_channel(address)
-    options = [("grpc.ssl_target_name_override", server_name)] if server_name else []
-    return grpc.secure_channel(address, grpc.ssl_channel_credentials(root_certificates=tls_ca), options=options)
+    connection = Connection(address, tls=None if tls_ca is None else TLS(root_certificates=tls_ca, server_name=server_name))
+    credentials = connection.credentials()
+    if credentials is None:
+        return grpc.insecure_channel(address, connection.options())
+    return grpc.secure_channel(address, credentials, connection.options())

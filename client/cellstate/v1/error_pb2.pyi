@@ -98,7 +98,7 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     ERROR_REASON_REQUEST_ID_CONFLICT: _ErrorReason.ValueType  # 36
     """ABORTED: a request id was used before with other content."""
     ERROR_REASON_DEADLINE_EXCEEDED: _ErrorReason.ValueType  # 37
-    """DEADLINE_EXCEEDED: the call's deadline passed; `metadata.position` is where the session stands."""
+    """DEADLINE_EXCEEDED: the call's deadline passed; `metadata.position`, where the answer still reaches the caller, is where the session stands."""
     ERROR_REASON_MODEL_TOO_LARGE: _ErrorReason.ValueType  # 38
     """RESOURCE_EXHAUSTED: the model is larger than the server's memory limit."""
     ERROR_REASON_MODEL_INVALID: _ErrorReason.ValueType  # 39
@@ -185,7 +185,7 @@ ERROR_REASON_NOT_OFFERED: ErrorReason.ValueType  # 35
 ERROR_REASON_REQUEST_ID_CONFLICT: ErrorReason.ValueType  # 36
 """ABORTED: a request id was used before with other content."""
 ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 37
-"""DEADLINE_EXCEEDED: the call's deadline passed; `metadata.position` is where the session stands."""
+"""DEADLINE_EXCEEDED: the call's deadline passed; `metadata.position`, where the answer still reaches the caller, is where the session stands."""
 ERROR_REASON_MODEL_TOO_LARGE: ErrorReason.ValueType  # 38
 """RESOURCE_EXHAUSTED: the model is larger than the server's memory limit."""
 ERROR_REASON_MODEL_INVALID: ErrorReason.ValueType  # 39

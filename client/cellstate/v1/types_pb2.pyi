@@ -100,7 +100,9 @@ class _OutputFormEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._Enu
     OUTPUT_FORM_UNSPECIFIED: _OutputForm.ValueType  # 0
     """TEXT for a model with a tokenizer, TOKENS for a token model without one, VALUES for a numeric model."""
     OUTPUT_FORM_TEXT: _OutputForm.ValueType  # 1
-    """Tokens drawn from the output, as text. A character whose bytes are not complete yet is held back (its tokens are in the state) and comes with a later output."""
+    """Tokens drawn from the output, as text. In generation a character whose bytes are not complete yet is held back (its tokens are in the state) and comes with a
+    later output. Draws from outputs of inputs are no continuous text: each is decoded by itself.
+    """
     OUTPUT_FORM_TOKENS: _OutputForm.ValueType  # 2
     """Tokens drawn from the output, as ids."""
     OUTPUT_FORM_VALUES: _OutputForm.ValueType  # 3
@@ -114,7 +116,9 @@ class OutputForm(_OutputForm, metaclass=_OutputFormEnumTypeWrapper):
 OUTPUT_FORM_UNSPECIFIED: OutputForm.ValueType  # 0
 """TEXT for a model with a tokenizer, TOKENS for a token model without one, VALUES for a numeric model."""
 OUTPUT_FORM_TEXT: OutputForm.ValueType  # 1
-"""Tokens drawn from the output, as text. A character whose bytes are not complete yet is held back (its tokens are in the state) and comes with a later output."""
+"""Tokens drawn from the output, as text. In generation a character whose bytes are not complete yet is held back (its tokens are in the state) and comes with a
+later output. Draws from outputs of inputs are no continuous text: each is decoded by itself.
+"""
 OUTPUT_FORM_TOKENS: OutputForm.ValueType  # 2
 """Tokens drawn from the output, as ids."""
 OUTPUT_FORM_VALUES: OutputForm.ValueType  # 3

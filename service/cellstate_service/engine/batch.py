@@ -39,7 +39,7 @@ class Row:
 
     def draw_at(self, position: int) -> Draw:
         """Return what the row draws with at a position."""
-        sampling = self.request.sampling
+        sampling = self.request.drawing(generated=not self.consuming)
         return Draw(sampling, self.resident.seed if sampling.seed is None else sampling.seed, position)
 
     @property
@@ -177,7 +177,8 @@ class Batch:
         started_s = now_s if request.started_s is None else request.started_s
         seed = None
         if self._gives_tokens:
-            seed = resident.seed if request.sampling.seed is None else request.sampling.seed
+            given = request.drawing(generated=request.generation is not None).seed
+            seed = resident.seed if given is None else given
         return Finished(
             reason=reason,
             position=resident.position,

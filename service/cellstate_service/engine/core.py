@@ -1,6 +1,7 @@
 """What the engine thread does: it keeps each session's requests in order, steps those that are ready, and records what came out. No threads, no event loop."""
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -9,12 +10,12 @@ import structlog
 from cellstate_service.clock import Clock
 from cellstate_service.engine.batch import Batch
 from cellstate_service.engine.outbox import Outbox
-from cellstate_service.engine.request import Event, Failed, Finish, Finished, Request, StopTaken
+from cellstate_service.engine.request import Emit, Event, Failed, Finish, Finished, Request, StopTaken
 from cellstate_service.engine.resident import Resident, ResidentState
 from cellstate_service.engine.runner import Runner
 from cellstate_service.engine.scheduler import Scheduler
 from cellstate_service.engine.state_pool import StatePool
-from cellstate_service.errors import CellstateError, DeadlinePassed, NotFound, Precondition, Reason, StepFailed, Unavailable
+from cellstate_service.errors import CellstateError, DeadlinePassed, NotFound, Precondition, Reason, StepFailed
 from cellstate_service.models.loading import LoadedModel
 from cellstate_service.observability.metrics import ModelMetrics
 
@@ -37,6 +38,7 @@ class EngineCore:
         self._clock = clock
         self._batch = Batch(model, pool, Runner(model.network, pool))
         self._scheduler: Scheduler[Resident] = Scheduler(max_batch_rows)
+        self._working: dict[Resident, None] = {}
         self.events: list[tuple[Outbox, Event]] = []
 
     @property
@@ -128,6 +130,7 @@ class EngineCore:
             self.events.append((request.outbox, Failed(NotFound("the session was deleted", Reason.SESSION_CLOSED))))
             return
         resident.requests.append(request)
+        self._working[resident] = None
         if len(resident.requests) == 1:
             self._begin_next(resident)
 
@@ -141,11 +144,16 @@ class EngineCore:
             except CellstateError as error:
                 self._fail(resident, error)
                 return
+            except Exception:
+                _log.exception("a request could not begin", model=self._model.name)
+                self._fail(resident, StepFailed("the request could not begin: see the server's log; the session stands before it"))
+                return
             if ready:
                 self._scheduler.add(resident, request.deadline_s)
                 if request.outbox.full:
                     self._pause(resident, request)
                 return
+        self._working.pop(resident, None)
 
     def _prepare(self, resident: Resident, request: Request) -> bool:
         """Check a request against the session and return whether it needs steps; where it needs none, it has been answered and removed."""
@@ -176,7 +184,7 @@ class EngineCore:
                     Reason.NOTHING_TO_GENERATE_FROM,
                     field="input",
                 )
-            request.inputs = np.asarray(self._model.start_value)[None]
+            request.inputs, request.emit = np.asarray(self._model.start_value)[None], Emit.NONE
         return True
 
     def _answer_last_output(self, resident: Resident, request: Request) -> None:
@@ -265,7 +273,11 @@ class EngineCore:
     def release(self, resident: Resident) -> None:
         """Drop a session's requests and give its slot back."""
         self._scheduler.remove(resident)
+        for outbox in dict.fromkeys(request.outbox for request in resident.requests if not request.outbox.dropped):
+            outbox.dropped = True
+            self.events.append((outbox, Failed(NotFound("the session was deleted", Reason.SESSION_CLOSED).at(resident.position))))
         resident.requests.clear()
+        self._working.pop(resident, None)
         resident.closed = True
         if resident.slot is not None:
             self._pool.release(resident.slot)
@@ -286,10 +298,8 @@ class EngineCore:
             if request.consumed + request.generated == 1 and request.started_s is not None:
                 metrics.queue_seconds.observe(request.started_s - request.accepted_s)
 
-    def fail_all(self) -> None:
-        """Fail what is ready to step: the engine is stopping."""
-        now_s = self._clock.monotonic()
-        while len(self._scheduler):
-            residents, overdue = self._scheduler.select(now_s)
-            for resident in [*residents, *overdue]:
-                self._fail(resident, Unavailable("the server is stopping: call again later"))
+    def fail_all(self, error: Callable[[], CellstateError]) -> None:
+        """Fail every call that has requests, ready, paused or waiting."""
+        for resident in list(self._working):
+            while resident.requests:
+                self._fail(resident, error())

@@ -16,7 +16,7 @@ from cellstate_service.engine.outbox import Outbox
 from cellstate_service.engine.request import Event, Request
 from cellstate_service.engine.resident import Resident, ResidentState
 from cellstate_service.engine.state_pool import StatePool
-from cellstate_service.errors import CellstateError, Unavailable
+from cellstate_service.errors import CellstateError, StepFailed, Unavailable
 from cellstate_service.models.loading import LoadedModel
 from cellstate_service.observability.metrics import Metrics
 
@@ -176,10 +176,17 @@ class Engine:
             while not (self._stopping and self._commands.empty()):
                 self._work_off_commands()
                 if self._stopping:
-                    self._core.fail_all()
+                    self._core.fail_all(_stopping)
                 elif self._core.has_work:
-                    self._core.step()
+                    self._step()
                 self._flush()
+
+    def _step(self) -> None:
+        try:
+            self._core.step()
+        except Exception:  # the books of this step may be incomplete, so nobody goes on from them unaware
+            _log.exception("the engine failed between two steps", model=self.model.name)
+            self._core.fail_all(_faulty)
 
     def _work_off_commands(self) -> None:
         if not self._core.has_work and not self._stopping:
@@ -208,3 +215,11 @@ class Engine:
 
     def _begin_stop(self) -> None:
         self._stopping = True
+
+
+def _stopping() -> CellstateError:
+    return Unavailable("the server is stopping: call again later", retry_after_s=1.0)
+
+
+def _faulty() -> CellstateError:
+    return StepFailed("the engine failed: see the server's log, and read the session before going on")

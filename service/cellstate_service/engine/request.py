@@ -79,6 +79,7 @@ class Request:
         form: The form of the outputs.
         sampling: How tokens are drawn.
         generation: What to generate afterwards; None generates nothing.
+        generation_sampling: How tokens are drawn in generation, where that differs from `sampling`.
         log_probabilities: Also answer the log-probability of each drawn token.
         position: Position that the session must have before the first step.
         deadline_s: Monotonic time after which no further step is taken.
@@ -95,6 +96,7 @@ class Request:
     form: Form = Form.VALUES
     sampling: Sampling = field(default_factory=Sampling)
     generation: Generation | None = None
+    generation_sampling: Sampling | None = None
     log_probabilities: bool = False
     position: int | None = None
     deadline_s: float | None = None
@@ -111,6 +113,10 @@ class Request:
     def input_steps(self) -> int:
         """Number of steps of input."""
         return 0 if self.inputs is None else len(self.inputs)
+
+    def drawing(self, *, generated: bool) -> Sampling:
+        """Return how tokens are drawn, in generation or from outputs of inputs."""
+        return self.generation_sampling or self.sampling if generated else self.sampling
 
     @property
     def consuming(self) -> bool:

@@ -24,6 +24,8 @@ DTYPES: dict[int, np.dtype[Any]] = {
     types_pb2.DATA_TYPE_INT64: np.dtype("<i8"),
     types_pb2.DATA_TYPE_UINT8: np.dtype("u1"),
 }
+MAX_DIMENSIONS = 4
+MAX_STATE_TENSORS = 64
 MAX_TEMPERATURE = 100.0
 MAX_STOP_SEQUENCES = 16
 MAX_STOP_LENGTH = 256
@@ -75,14 +77,21 @@ def decode_tensor(tensor: types_pb2.Tensor, field: str) -> NDArray[np.float32]:
     dtype = DTYPES.get(tensor.dtype)
     if dtype is None:
         raise InvalidInput(f"{field}.dtype: {tensor.dtype} is no known data type; FLOAT32 is the usual one", Reason.INVALID_TENSOR, field=f"{field}.dtype")
+    if not 1 <= len(tensor.shape) <= MAX_DIMENSIONS:
+        message = f"{field}.shape: {len(tensor.shape)} sizes, 1 to {MAX_DIMENSIONS} are taken"
+        raise InvalidInput(message, Reason.INVALID_TENSOR, field=f"{field}.shape")
     shape = tuple(tensor.shape)
-    if not 1 <= len(shape) <= 4 or any(size < 0 for size in shape):
-        raise InvalidInput(f"{field}.shape: {list(shape)[:8]} is not 1 to 4 sizes of at least 0", Reason.INVALID_TENSOR, field=f"{field}.shape")
+    if any(size < 0 for size in shape):
+        raise InvalidInput(f"{field}.shape: {list(shape)} has a size below 0", Reason.INVALID_TENSOR, field=f"{field}.shape")
     wanted = math.prod(shape) * dtype.itemsize
     if wanted != len(tensor.data):
         message = f"{field}.data: {len(tensor.data)} bytes, but shape {list(shape)} of {dtype.itemsize}-byte elements takes {wanted}"
         raise InvalidInput(message, Reason.INVALID_TENSOR, field=f"{field}.data")
-    array: NDArray[Any] = np.frombuffer(tensor.data, dtype=dtype).reshape(shape)
+    array: NDArray[Any] = np.frombuffer(tensor.data, dtype=dtype)
+    try:
+        array = array.reshape(shape)
+    except ValueError as error:  # sizes beside a zero whose product is beyond what can be addressed
+        raise InvalidInput(f"{field}.shape: {list(shape)} is too large", Reason.INVALID_TENSOR, field=f"{field}.shape") from error
     if tensor.dtype == types_pb2.DATA_TYPE_BFLOAT16:
         array = (array.astype(np.uint32) << 16).view(np.float32)
     with np.errstate(over="ignore"):
@@ -110,6 +119,7 @@ async def decode_inputs(sequence: types_pb2.Sequence, model: LoadedModel, limits
     elif kind == "text":
         inputs = await _text(sequence.text, model, limits, f"{field}.text")
     elif kind == "tokens":
+        _check_steps(len(sequence.tokens.ids), limits, field)
         inputs = decode_tokens(sequence.tokens, model.manifest.input.size, f"{field}.tokens.ids")
     else:
         raise InvalidInput(
@@ -117,9 +127,13 @@ async def decode_inputs(sequence: types_pb2.Sequence, model: LoadedModel, limits
         )
     if len(inputs) == 0:
         raise InvalidInput(f"{field}: has no steps; give at least one", Reason.EMPTY_SEQUENCE, field=field)
-    if len(inputs) > limits.max_steps:
-        raise InvalidInput(f"{field}: {len(inputs)} steps, at most {limits.max_steps} are taken in one message; send chunks", field=field)
+    _check_steps(len(inputs), limits, field)
     return inputs
+
+
+def _check_steps(steps: int, limits: InputLimits, field: str) -> None:
+    if steps > limits.max_steps:
+        raise InvalidInput(f"{field}: {steps} steps, at most {limits.max_steps} are taken in one message; send chunks", field=field)
 
 
 def decode_tokens(tokens: types_pb2.TokenIds, vocabulary: int, field: str) -> NDArray[np.int64]:
@@ -133,7 +147,7 @@ def decode_tokens(tokens: types_pb2.TokenIds, vocabulary: int, field: str) -> ND
 
 def _numeric(tensor: types_pb2.Tensor, model: LoadedModel, field: str) -> NDArray[np.float32]:
     features = model.manifest.input.size
-    shape = tuple(tensor.shape)
+    shape = tuple(tensor.shape) if len(tensor.shape) <= MAX_DIMENSIONS else ()
     if not (len(shape) == 2 and shape[1] == features) and not (len(shape) == 1 and features == 1):
         raise InvalidInput(f"{field}.shape: {list(shape)[:8]} does not fit, the model takes [T, {features}]", Reason.INVALID_TENSOR, field=f"{field}.shape")
     return decode_tensor(tensor, field).reshape(-1, features)
@@ -212,7 +226,7 @@ def decode_generation(message: types_pb2.Generation, model: LoadedModel, field: 
     max_steps = message.max_steps if message.HasField("max_steps") else defaults.max_steps
     if not 1 <= max_steps <= defaults.max_steps_limit:
         raise InvalidInput(f"{field}.max_steps: {max_steps} is not 1 to {defaults.max_steps_limit}", field=f"{field}.max_steps")
-    texts, tokens = tuple(message.stop_sequences), message.stop_token_sequences
+    texts, tokens = message.stop_sequences, message.stop_token_sequences
     if len(texts) + len(tokens) > MAX_STOP_SEQUENCES:
         raise InvalidInput(
             f"{field}.stop_sequences: {len(texts) + len(tokens)} are given, at most {MAX_STOP_SEQUENCES} are taken", field=f"{field}.stop_sequences"
@@ -226,7 +240,7 @@ def decode_generation(message: types_pb2.Generation, model: LoadedModel, field: 
             where = f"{field}.stop_sequences[{index}]"
             raise InvalidInput(f"{where}: is not 1 to {MAX_STOP_LENGTH} bytes long", field=where)
     stops = tuple(_stop_tokens(ids, model, f"{field}.stop_token_sequences[{index}]") for index, ids in enumerate(tokens))
-    return Generation(max_steps, texts, stops)
+    return Generation(max_steps, tuple(texts), stops)
 
 
 def _stop_tokens(ids: types_pb2.TokenIds, model: LoadedModel, field: str) -> tuple[int, ...]:

@@ -1,6 +1,9 @@
 """From the engine's plain data to the contract's messages."""
 
+import math
+
 import numpy as np
+from google.protobuf.timestamp_pb2 import Timestamp
 from numpy.typing import NDArray
 
 from cellstate.v1 import types_pb2
@@ -20,6 +23,13 @@ _REASONS = {
 def encode_tensor(array: NDArray[np.float32]) -> types_pb2.Tensor:
     """Return float32 values in their shape."""
     return types_pb2.Tensor(dtype=types_pb2.DATA_TYPE_FLOAT32, shape=array.shape, data=array.astype("<f4", copy=False).tobytes())
+
+
+def encode_time(seconds: float) -> Timestamp:
+    """Return seconds since the epoch, to the microsecond."""
+    stamp = Timestamp()
+    stamp.FromNanoseconds(math.floor(seconds * 1e6) * 1000)
+    return stamp
 
 
 def encode_output(emitted: Emitted, form: Form, model: LoadedModel) -> types_pb2.Output:

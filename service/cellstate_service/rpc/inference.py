@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -188,7 +188,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 
     async def _prepare(self, calls: contextlib.ExitStack, message: inference_pb2.Program, path: str, context: CallContext) -> "_Program":
         """Open a program's call and decode it, so that nothing runs before all that can be refused was."""
-        program = _Program(message.target, path)
+        program = _Program(message.target, path, context.refused)
         with program.failing():
             call = calls.enter_context(self._open(message.target, context, None))
             program.request = await self._decoder.run_program(message, call, context.deadline_s)
@@ -218,6 +218,7 @@ class _Program:
 
     target: inference_pb2.Target
     path: str
+    refused: Callable[[CellstateError], None]
     request: Request | None = None
     opening: Opening | None = None
     failure: error_pb2.Failure | None = None
@@ -228,10 +229,12 @@ class _Program:
         try:
             yield
         except CellstateError as error:
+            self.refused(error)
             self.request, self.failure = None, failure(error.under(self.path))
         except Exception:
             fault = unexpected()
             _log.exception("unexpected fault in a program", log_id=fault.metadata["log_id"])
+            self.refused(fault)
             self.request, self.failure = None, failure(fault)
 
 

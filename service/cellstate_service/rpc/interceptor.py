@@ -29,10 +29,12 @@ class CallContext:
     Attributes:
         owner: The authenticated principal.
         deadline_s: Monotonic time at which the caller stops waiting; None where it waits for ever.
+        refused: Counts an error that is told inside an answer.
     """
 
     owner: str
     deadline_s: float | None
+    refused: Callable[[CellstateError], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,14 +156,17 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     @contextlib.asynccontextmanager
     async def _guarded(self, method: str, context: "grpc.aio.ServicerContext[Any, Any]") -> AsyncIterator[tuple[_Record, CallContext]]:
         record = _Record(self._metrics, method)
+        deadline_s: float | None = None
         try:
             owner = self._authenticator.principal(context.invocation_metadata())
             remaining_s = context.time_remaining()
-            yield record, CallContext(owner, None if remaining_s is None else time.monotonic() + remaining_s)
+            deadline_s = None if remaining_s is None else time.monotonic() + remaining_s
+            yield record, CallContext(owner, deadline_s, self._count_refusal)
         except CellstateError as error:
             await self._abort(context, record, error)
         except (asyncio.CancelledError, GeneratorExit):
-            record.code = grpc.StatusCode.CANCELLED.name
+            late = deadline_s is not None and time.monotonic() >= deadline_s
+            record.code = (grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED).name
             raise
         except Exception:
             fault = unexpected()
@@ -169,6 +174,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             await self._abort(context, record, fault)
         finally:
             record.end()
+
+    def _count_refusal(self, error: CellstateError) -> None:
+        self._metrics.refusals_total.labels(error.reason.value).inc()
 
     async def _abort(self, context: "grpc.aio.ServicerContext[Any, Any]", record: _Record, error: CellstateError) -> None:
         record.refused(error)

@@ -1,15 +1,11 @@
 """ModelService: what is loaded. Models are loaded when the server starts; changing them at run time is not offered."""
 
-import math
-
-from google.protobuf.timestamp_pb2 import Timestamp
-
 from cellstate.v1 import model_pb2, model_pb2_grpc, types_pb2
 from cellstate_service.errors import NotOffered
 from cellstate_service.models.loading import LoadedModel
 from cellstate_service.models.manifest import Manifest
 from cellstate_service.models.registry import ModelRegistry
-from cellstate_service.rpc.encode import encode_tensor
+from cellstate_service.rpc.encode import encode_tensor, encode_time
 from cellstate_service.rpc.interceptor import CallContext
 from cellstate_service.rpc.paging import decode_page, encode_token
 
@@ -58,8 +54,6 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
 def encode_model(model: LoadedModel) -> model_pb2.Model:
     """Return a model's message."""
     manifest = model.manifest
-    loaded = Timestamp()
-    loaded.FromNanoseconds(math.floor(model.loaded_at.timestamp() * 1e6) * 1000)
     message = model_pb2.Model(
         name=model.name,
         description=manifest.description,
@@ -79,7 +73,7 @@ def encode_model(model: LoadedModel) -> model_pb2.Model:
         batch_invariant=model.batch_invariant,
         batch_invariant_reason=model.batch_invariant_reason,
         dtype=types_pb2.DATA_TYPE_FLOAT32,
-        load_time=loaded,
+        load_time=encode_time(model.loaded_at.timestamp()),
     )
     if model.generates:
         message.defaults.CopyFrom(_defaults(manifest))

@@ -108,7 +108,7 @@ class ProgramDecoder:
             self._check_generated_form(opening, "output.form")
             request.generation = decode_generation(message.generation, model, "generation")
             given = message.generation.sampling if message.generation.HasField("sampling") else None
-            request.sampling = decode_sampling(given, model, opening.sampling, "generation.sampling")
+            request.generation_sampling = decode_sampling(given, model, opening.sampling, "generation.sampling")
         elif request.inputs is None:
             raise InvalidInput("input: give inputs, generation, or both", Reason.EMPTY_SEQUENCE, field="input")
         return request

@@ -81,7 +81,12 @@ class Server:
 
     def __init__(self, settings: Settings, servicers: Servicers, interceptor: CallInterceptor, credentials: grpc.ServerCredentials | None) -> None:
         self._health = _Health()
-        self._server = grpc.aio.server(interceptors=[interceptor], options=server_options(settings))
+        self._server = grpc.aio.server(
+            interceptors=[interceptor],
+            options=server_options(settings),
+            # Above what inference calls may take, so that those are refused with a reason, and other calls find room: but bounded.
+            maximum_concurrent_rpcs=2 * settings.engine.max_calls + 256,
+        )
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(servicers.inference, self._server)
         session_pb2_grpc.add_SessionServiceServicer_to_server(servicers.sessions, self._server)
         model_pb2_grpc.add_ModelServiceServicer_to_server(servicers.models, self._server)

@@ -1,11 +1,8 @@
 """The Session message, to and from the plain data of `sessions/`."""
 
-import math
-
-from google.protobuf.timestamp_pb2 import Timestamp
-
 from cellstate.v1 import session_pb2
 from cellstate_service.errors import InvalidInput
+from cellstate_service.rpc.encode import encode_time
 from cellstate_service.sessions.manager import SessionChange
 from cellstate_service.sessions.session import Durability, Expiration, Session, SessionSpec
 
@@ -16,13 +13,8 @@ _DURABILITIES = {
     session_pb2.DURABILITY_SYNC: Durability.SYNC,
 }
 _NUMBERS = {durability: number for number, durability in _DURABILITIES.items() if durability is not None}
+MAX_PATHS = 16
 _UPDATABLE = ("ttl", "expire_time", "durability", "labels")
-
-
-def _timestamp(seconds: float) -> Timestamp:
-    stamp = Timestamp()
-    stamp.FromNanoseconds(math.floor(seconds * 1e6) * 1000)
-    return stamp
 
 
 def encode_session(session: Session) -> session_pb2.Session:
@@ -37,9 +29,9 @@ def encode_session(session: Session) -> session_pb2.Session:
         position=session.resident.position,
         seed=session.resident.seed,
         durability=_NUMBERS[session.durability],
-        create_time=_timestamp(session.created_s),
-        use_time=_timestamp(session.used_s),
-        expire_time=_timestamp(session.expires_s),
+        create_time=encode_time(session.created_s),
+        use_time=encode_time(session.used_s),
+        expire_time=encode_time(session.expires_s),
         labels=session.labels,
         busy=session.call is not None,
         state_bytes=model.state_bytes,
@@ -87,6 +79,8 @@ def decode_change(request: session_pb2.UpdateSessionRequest) -> SessionChange:
         InvalidInput: A path that cannot be changed, or that has no value.
     """
     session = request.session
+    if len(request.update_mask.paths) > MAX_PATHS:
+        raise InvalidInput(f"update_mask: {len(request.update_mask.paths)} paths, at most {MAX_PATHS} are taken", field="update_mask")
     paths = set(request.update_mask.paths)
     if unknown := sorted(paths - set(_UPDATABLE)):
         raise InvalidInput(f"update_mask: {unknown[0]!r} cannot be changed; {', '.join(_UPDATABLE)} can", field="update_mask")

@@ -8,7 +8,7 @@ from google.protobuf.message import Message
 from cellstate.v1 import session_pb2, session_pb2_grpc
 from cellstate_service.engine.resident import ResidentState
 from cellstate_service.errors import CellstateError, InvalidInput, Reason
-from cellstate_service.rpc.decode import decode_tensor
+from cellstate_service.rpc.decode import MAX_STATE_TENSORS, decode_tensor
 from cellstate_service.rpc.interceptor import CallContext
 from cellstate_service.rpc.paging import decode_page, encode_token
 from cellstate_service.rpc.session_messages import decode_change, decode_spec, encode_session
@@ -141,6 +141,9 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
 
 
 def _initial_state(message: session_pb2.InitialState) -> ResidentState:
+    if len(message.tensors) > MAX_STATE_TENSORS:
+        text = f"initial_state.tensors: {len(message.tensors)} are given, at most {MAX_STATE_TENSORS} are taken"
+        raise InvalidInput(text, Reason.INVALID_TENSOR, field="initial_state.tensors")
     tensors = {}
     for index, named in enumerate(message.tensors):
         field = f"initial_state.tensors[{index}]"

@@ -7,8 +7,8 @@ from google.protobuf.message import DecodeError
 from cellstate.v1 import session_pb2, snapshot_pb2, types_pb2
 from cellstate_service.engine.resident import ResidentState
 from cellstate_service.errors import DataLoss, InvalidInput, Precondition, Reason
-from cellstate_service.rpc.decode import decode_tensor
-from cellstate_service.rpc.encode import encode_tensor
+from cellstate_service.rpc.decode import MAX_STATE_TENSORS, decode_tensor
+from cellstate_service.rpc.encode import encode_tensor, encode_time
 from cellstate_service.sessions.snapshots import Snapshot
 
 MAGIC = "cellstate snapshot"
@@ -36,7 +36,11 @@ def encode_snapshot(snapshot: Snapshot) -> bytes:
         model_digest=snapshot.model_digest,
         position=state.position,
         seed=state.seed,
+        durability=session_pb2.DURABILITY_MEMORY,
         labels=dict(snapshot.labels),
+        create_time=encode_time(snapshot.created_s),
+        use_time=encode_time(snapshot.used_s),
+        expire_time=None if snapshot.expires_s is None else encode_time(snapshot.expires_s),
         numerics_id=snapshot.numerics_id,
     )
     if snapshot.idle_ttl_s is not None:
@@ -74,11 +78,13 @@ def decode_snapshot(data: bytes) -> Snapshot:
     try:
         message.ParseFromString(envelope.payload)
         return _snapshot(message)
-    except (DecodeError, InvalidInput, IndexError) as error:
+    except (DecodeError, InvalidInput, IndexError, ValueError) as error:
         raise DataLoss(f"data: the snapshot cannot be read: {error}", field="data") from error
 
 
 def _snapshot(message: snapshot_pb2.Snapshot) -> Snapshot:
+    if len(message.anchors[-1].state) > MAX_STATE_TENSORS:
+        raise InvalidInput(f"{len(message.anchors[-1].state)} state tensors, at most {MAX_STATE_TENSORS} are taken")
     session, anchor = message.session, message.anchors[-1]
     state = ResidentState(
         position=anchor.position,
@@ -91,4 +97,16 @@ def _snapshot(message: snapshot_pb2.Snapshot) -> Snapshot:
         text_pending=tuple(anchor.text_pending.ids),
     )
     idle_ttl_s = session.idle_ttl.ToNanoseconds() / 1e9 if session.HasField("idle_ttl") else None
-    return Snapshot(session.name, session.uid, session.model, session.model_digest, session.numerics_id, state, idle_ttl_s, dict(session.labels))
+    return Snapshot(
+        name=session.name,
+        uid=session.uid,
+        model=session.model,
+        model_digest=session.model_digest,
+        numerics_id=session.numerics_id,
+        state=state,
+        idle_ttl_s=idle_ttl_s,
+        expires_s=session.expire_time.ToNanoseconds() / 1e9 if session.HasField("expire_time") else None,
+        created_s=session.create_time.ToNanoseconds() / 1e9,
+        used_s=session.use_time.ToNanoseconds() / 1e9,
+        labels=dict(session.labels),
+    )

@@ -140,6 +140,9 @@ class SessionBook:
 
     def remove(self, session: Session) -> None:
         """Strike a session out and give its slot back; nothing is remembered."""
+        if session.call is not None:
+            session.call.fail(gone(Reason.SESSION_CLOSED))
+            session.call = None
         sessions = self._owners.get(session.owner, {})
         if sessions.get(session.name) is session:
             del sessions[session.name]
@@ -153,7 +156,7 @@ class SessionBook:
         """End a session and the call on it, and remember why for its owner."""
         position = session.resident.position
         if session.call is not None:
-            session.call.fail(gone(reason, position=position))
+            session.call.fail(gone(reason))
             session.call = None
         self.remove(session)
         self._tombstones.bury(session.owner, session.name, Tombstone(reason, position))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from cellstate_service.engine.engine import Engine
 from cellstate_service.engine.outbox import Emitted, Item, Outbox
-from cellstate_service.engine.request import Finished, Request
+from cellstate_service.engine.request import Request
 from cellstate_service.engine.resident import Resident
 from cellstate_service.errors import CellstateError
 from cellstate_service.models.loading import LoadedModel
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from cellstate_service.sessions.session import Session
 
 MAX_QUEUED_REQUESTS = 1024
+QUEUED_BYTES = 8 << 20
 WINDOW_BYTES = 8 << 20
 MESSAGE_BYTES = 1 << 20
 
@@ -27,7 +28,7 @@ class CallBounds:
 
     Attributes:
         window_steps: Steps generated ahead of a reader that is slow; fewer where they would fill more than 8 MiB.
-        queued_steps: Steps of input that wait for the engine.
+        queued_steps: Steps of input that wait for the engine; fewer where they would fill more than 8 MiB.
     """
 
     window_steps: int = 256
@@ -52,8 +53,9 @@ class Call:
         self._engine = engine
         self._resident = resident
         self._max_queued_steps = bounds.queued_steps
-        self._queued: deque[int] = deque()  # steps of input of each request that has not ended
+        self._queued: deque[tuple[int, int]] = deque()  # steps and bytes of input of each request or stop that has not been answered
         self._queued_steps = 0
+        self._queued_bytes = 0
         self._room = asyncio.Event()
         self._room.set()
 
@@ -68,13 +70,12 @@ class Call:
 
     def submit(self, request: Request) -> None:
         """Hand over a request whose outbox is this call's."""
-        self._queued.append(request.input_steps)
-        self._queued_steps += request.input_steps
-        self._update_room()
+        self._hand_over(request.input_steps, 0 if request.inputs is None else request.inputs.nbytes)
         self._engine.submit(self._resident, request)
 
     def stop_generation(self) -> None:
         """End the generation that is running or waiting to run; `next` returns StopTaken in its turn."""
+        self._hand_over(0, 0)
         self._engine.stop_generation(self._resident, self.outbox)
 
     async def room(self) -> None:
@@ -98,8 +99,10 @@ class Call:
         if isinstance(item, Emitted):
             if self.outbox.paused and self.outbox.has_room_again:
                 self._engine.resume(self._resident)
-        elif isinstance(item, Finished):
-            self._queued_steps -= self._queued.popleft()
+        else:
+            steps, size = self._queued.popleft()
+            self._queued_steps -= steps
+            self._queued_bytes -= size
             self._update_room()
         return item
 
@@ -115,8 +118,14 @@ class Call:
         else:
             self._engine.cancel(self._resident, self.outbox)
 
+    def _hand_over(self, steps: int, size: int) -> None:
+        self._queued.append((steps, size))
+        self._queued_steps += steps
+        self._queued_bytes += size
+        self._update_room()
+
     def _update_room(self) -> None:
-        if self._queued_steps < self._max_queued_steps and len(self._queued) < MAX_QUEUED_REQUESTS:
+        if self._queued_steps < self._max_queued_steps and self._queued_bytes < QUEUED_BYTES and len(self._queued) < MAX_QUEUED_REQUESTS:
             self._room.set()
         else:
             self._room.clear()

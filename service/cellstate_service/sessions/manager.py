@@ -101,6 +101,7 @@ class SessionManager:
         check_durability(change.durability)
         if change.labels is not None:
             check_labels(change.labels)
+        session.use(self._clock.now())
         if change.expiration is not None:
             session.expires_s, session.idle_ttl_s = self._book.expiry(change.expiration)
             self._book.watch(session)
@@ -171,7 +172,19 @@ class SessionManager:
         session.use(self._clock.now())
         model = session.engine.model
         state = await self.read(session)
-        return Snapshot(session.name, session.uid, model.name, model.digest, model.numerics_id, state, session.idle_ttl_s, dict(session.labels))
+        return Snapshot(
+            name=session.name,
+            uid=session.uid,
+            model=model.name,
+            model_digest=model.digest,
+            numerics_id=model.numerics_id,
+            state=state,
+            idle_ttl_s=session.idle_ttl_s,
+            expires_s=session.expires_s,
+            created_s=session.created_s,
+            used_s=session.used_s,
+            labels=dict(session.labels),
+        )
 
     async def restore(self, owner: str, snapshot: Snapshot, spec: SessionSpec, allowed: Allowances) -> Session:
         """Create a session from a snapshot.
@@ -180,11 +193,20 @@ class SessionManager:
             NotFound, AlreadyExists, Precondition, Exhausted: As the contract says of ImportSession.
         """
         spec = replace(spec, model=spec.model or snapshot.model, labels=spec.labels or snapshot.labels)
-        if spec.expiration == Expiration() and snapshot.idle_ttl_s is not None:
-            spec = replace(spec, expiration=Expiration(ttl_s=min(snapshot.idle_ttl_s, self._config.max_ttl_s)))
+        if spec.expiration == Expiration():
+            spec = replace(spec, expiration=self._expiration_of(snapshot))
         check_fits(snapshot, self._engine(spec.model, "open.session.model").model, allowed)
         seed = snapshot.state.seed if spec.seed is None else spec.seed
         return await self.create(owner, replace(spec, seed=seed), snapshot.state)
+
+    def _expiration_of(self, snapshot: Snapshot) -> Expiration:
+        """Return a snapshot's own expiry, within the bounds; an absolute end that has passed counts as none."""
+        longest, now_s = self._config.max_ttl_s, self._clock.now()
+        if snapshot.idle_ttl_s is not None:
+            return Expiration(ttl_s=min(snapshot.idle_ttl_s, longest))
+        if snapshot.expires_s is not None and snapshot.expires_s > now_s:
+            return Expiration(at_s=min(snapshot.expires_s, now_s + longest))
+        return Expiration()
 
     # -- calls
 

@@ -2,18 +2,18 @@
 
 import asyncio
 import hashlib
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from cellstate_service.clock import Clock
-from cellstate_service.errors import Aborted, InvalidInput, Reason
+from cellstate_service.errors import Aborted, Exhausted, InvalidInput, Reason
 
 Answer = TypeVar("Answer")
 MAX_ID_CHARACTERS = 64
 KEEP_S = 600.0
-LIMIT = 100_000
+LIMIT_PER_OWNER = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +27,11 @@ class RequestKey:
 
 
 class RequestCache:
-    """Answers by request id, kept for ten minutes (the oldest are forgotten beyond 100,000). Failed calls are not kept: they may be tried again."""
+    """Answers by request id, kept for ten minutes, at most 10,000 for each owner. Failed calls are not kept: they may be tried again."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
+        self._counts: Counter[str] = Counter()
         self._answers: OrderedDict[tuple[str, str, str], tuple[bytes, float, asyncio.Future[Any]]] = OrderedDict()
 
     async def once(self, key: RequestKey, call: Callable[[], Awaitable[Answer]]) -> Answer:
@@ -39,6 +40,7 @@ class RequestCache:
         Raises:
             Aborted: The id was used with other content.
             InvalidInput: The id is too long.
+            Exhausted: As many answers are kept for the owner as may.
         """
         if not key.request_id:
             return await call()
@@ -53,13 +55,17 @@ class RequestCache:
             if content != mark:
                 raise Aborted("request_id: it was used before with other content: use a new one", Reason.REQUEST_ID_CONFLICT, field="request_id")
             return await asyncio.shield(future)
+        if self._counts[key.owner] >= LIMIT_PER_OWNER:
+            text = f"request_id: {LIMIT_PER_OWNER} answers are kept for you, each for ten minutes: wait, or call without one"
+            raise Exhausted(text, Reason.QUOTA_EXCEEDED, field="request_id", retry_after_s=60.0, quota_subject=f"request ids of {key.owner}")
         task = asyncio.ensure_future(call())
+        self._counts[key.owner] += 1
         self._answers[place] = entry = (mark, self._clock.monotonic(), task)
 
         def forget_failure(done: "asyncio.Future[Answer]") -> None:
             """Drop a call that failed, also where its caller has left meanwhile."""
             if (done.cancelled() or done.exception() is not None) and self._answers.get(place) is entry:
-                del self._answers[place]
+                self._forget(place)
 
         task.add_done_callback(forget_failure)
         return await asyncio.shield(task)
@@ -67,7 +73,13 @@ class RequestCache:
     def _forget_old(self) -> None:
         now_s = self._clock.monotonic()
         while self._answers:
-            place, (_, since_s, _) = next(iter(self._answers.items()))
-            if now_s - since_s < KEEP_S and len(self._answers) < LIMIT:
+            place, (_, since_s, future) = next(iter(self._answers.items()))
+            if now_s - since_s < KEEP_S or not future.done():
                 return
-            del self._answers[place]
+            self._forget(place)
+
+    def _forget(self, place: tuple[str, str, str]) -> None:
+        del self._answers[place]
+        self._counts[place[0]] -= 1
+        if not self._counts[place[0]]:
+            del self._counts[place[0]]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cellstate_service.engine.resident import ResidentState
+from cellstate_service.engine.resident import TAIL_CHARACTERS, TAIL_TOKENS, ResidentState
 from cellstate_service.errors import InvalidInput, Precondition, Reason
 from cellstate_service.models.loading import LoadedModel
 
@@ -21,6 +21,9 @@ class Snapshot:
     numerics_id: str
     state: ResidentState
     idle_ttl_s: float | None = None
+    expires_s: float | None = None
+    created_s: float = 0.0
+    used_s: float = 0.0
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -87,6 +90,14 @@ def check_state(state: ResidentState, model: LoadedModel) -> None:
     output = state.last_output
     if output is not None and (output.shape != (model.network.output_size,) or not np.isfinite(output).all()):
         raise InvalidInput(f"the last output is not {model.network.output_size} finite numbers", Reason.INVALID_TENSOR, field="last_output")
+    for name, held, limit in (
+        ("stop_tail", state.tail_tokens, TAIL_TOKENS),
+        ("stop_text_tail", state.tail_text, TAIL_CHARACTERS),
+        ("text_context", state.text_context, TAIL_TOKENS),
+        ("text_pending", state.text_pending, TAIL_TOKENS),
+    ):
+        if len(held) > limit:
+            raise InvalidInput(f"{name} holds {len(held)}, at most {limit} are kept", field=name)
     tokens = (*state.tail_tokens, *state.text_context, *state.text_pending)
     vocabulary = model.network.output_size
     if any(not 0 <= token < vocabulary for token in tokens):

@@ -94,7 +94,7 @@ def test_missing_libraries_are_told_in_one_line(missing: str) -> None:
     result = subprocess.run([sys.executable, "-c", program, "models"], capture_output=True, text=True, check=False)
 
     assert result.returncode == 1
-    assert result.stderr == f"cellstate: the command needs {missing}: pip install 'cellstate[cli]'\n"
+    assert result.stderr == f"cellstate: the command needs {missing}: pip install '.[cli]' in a checkout of cellstate\n"
 
 
 def test_missing_server_is_told_in_one_line() -> None:
@@ -102,7 +102,7 @@ def test_missing_server_is_told_in_one_line() -> None:
     result = subprocess.run([sys.executable, "-c", program, "serve"], capture_output=True, text=True, check=False)
 
     assert result.returncode == 1
-    assert result.stderr == "cellstate: the server is not installed (torch is missing): pip install 'cellstate[service]'\n"
+    assert result.stderr == "cellstate: the server is not installed (torch is missing): pip install '.[service]' in a checkout of cellstate\n"
 
 
 def test_no_command_but_serve_loads_the_server() -> None:

@@ -20,6 +20,15 @@ async def chunks(*values):
         yield value
 
 
+async def never_ending():
+    yield 1.0
+    await asyncio.Event().wait()
+
+
+async def as_coroutine(awaitable):
+    return await awaitable
+
+
 async def wait_for(event):
     return await asyncio.to_thread(event.wait, 10)
 
@@ -135,6 +144,44 @@ async def test_a_closed_client_says_so(client):
     await client.close()
     with pytest.raises(RuntimeError, match="closed"):
         await client.models()
+
+
+@pytest.mark.parametrize(
+    "many", [lambda client, given: client.many_to_one("fails", given), lambda client, given: client.many_to_many("fails", given).collect()]
+)
+async def test_a_refusal_while_chunks_are_being_written_is_the_servers_own(client, many):
+    async def flood():
+        for _ in range(3000):
+            yield np.zeros(64)
+
+    for _ in range(10):
+        with pytest.raises(cellstate.SessionBusy):
+            await many(client, flood())
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda client: client.many_to_one("m", never_ending()),
+        lambda client: client.one_to_many("m", "R", max_steps=1).collect(),
+        lambda client: client.many_to_many("m", never_ending()).collect(),
+        lambda client: client.stream("m").until_completion().__anext__(),
+    ],
+)
+async def test_closing_the_client_ends_a_running_call_with_a_typed_error(client, call):
+    running = asyncio.create_task(as_coroutine(call(client)))
+    await asyncio.sleep(0.1)
+    await client.close()
+    with pytest.raises(cellstate.Cancelled, match="closed"):
+        await running
+
+
+async def test_a_cancelled_upload_leaves_the_next_call_without_a_position(client, server):
+    async with client.session("m") as session:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(session.many_to_one(never_ending()), 0.1)
+        await session.step(1.0)
+        assert not server.requests[-1].target.session.HasField("position")
 
 
 async def test_a_session_lives_from_entering_to_leaving(client, server):

@@ -182,12 +182,43 @@ class TestTracked:
         tracked.opened(inference_pb2.Opened(position=3, stream_token="t"))
         tracked.reached(5)
         tracked.cut()
+        tracked.left("t")
         reference = tracked.reference()
         assert not reference.HasField("position")
         assert (reference.acknowledged_position, reference.stream_token) == (5, "t")
         tracked.reached(8)
         tracked.ended()
         assert tracked.reference() == inference_pb2.SessionReference(name="s", uid="u", position=8, acknowledged_position=8)
+
+    def test_a_stream_that_lives_keeps_its_token_to_itself(self):
+        tracked = tracked_of(handle())
+        tracked.opened(inference_pb2.Opened(position=3, stream_token="t"))
+        tracked.left("of an older stream")
+        assert tracked.reference().stream_token == ""
+
+    @pytest.mark.parametrize("error", [cellstate.SessionBusy, cellstate.Superseded])
+    def test_the_position_of_another_call_is_not_taken_over(self, error):
+        tracked = tracked_of(handle())
+        tracked.failed(error("no", cellstate.ErrorDetails(metadata={"position": "9"})))
+        assert tracked.reference().position == 3
+
+    def test_what_arrives_after_the_cut_leaves_the_handle_as_it_is(self):
+        tracked = tracked_of(handle())
+        reader = _exchange.Reader(None, tracked)
+        reader.read(inference_pb2.OneToManyResponse(opened=inference_pb2.Opened(position=3, stream_token="t")))
+        reader.cut()
+        reader.read(inference_pb2.OneToManyResponse(output=types_pb2.Output(values=types_pb2.Sequence(text="a"), position=4)))
+        reader.ended()
+        reference = tracked.reference()
+        assert not reference.HasField("position")
+        assert (reference.acknowledged_position, reference.stream_token) == (3, "t")
+
+    def test_after_a_stream_that_failed_its_token_is_presented(self):
+        tracked = tracked_of(handle())
+        reader = _exchange.Reader(None, tracked)
+        reader.read(inference_pb2.OneToManyResponse(opened=inference_pb2.Opened(position=3, stream_token="t")))
+        reader.failed()
+        assert (tracked.reference().stream_token, tracked.reference().position) == ("t", 3)
 
     def test_a_reset_brings_a_new_uid(self):
         tracked = tracked_of(handle())

@@ -9,7 +9,7 @@ import pytest
 from cellstate_service.engine import batch
 from cellstate_service.engine.core import EngineCore
 from cellstate_service.engine.request import Emit, Finish, Finished, Form, Generation, Request, StepOutput, StopTaken
-from cellstate_service.errors import Aborted, DeadlinePassed, Exhausted, InvalidInput, NotFound, Precondition, StepFailed, Unavailable
+from cellstate_service.errors import Aborted, DeadlinePassed, Exhausted, InvalidInput, NotFound, Precondition, Reason, StepFailed, Unavailable
 from cellstate_service.models.loading import LoadedModel
 from tests.unit.engine.asking import consume, failure, generating, outbox, positions, resident_of, run, taken
 from tests.unit.engine.conftest import FakeClock, new_core
@@ -318,9 +318,26 @@ def test_stopping_fails_what_runs(core: EngineCore, tokens_model: LoadedModel) -
     for box in boxes:
         core.accept(resident_of(tokens_model), generating(box, 500))
     core.step()
-    core.fail_all()
+    core.fail_all(lambda: Unavailable("stopping"))
     assert not core.has_work
     assert all(isinstance(failure(taken(core, box)), Unavailable) for box in boxes)
+
+
+def test_failing_all_reaches_those_that_are_paused(core: EngineCore, tokens_model: LoadedModel) -> None:
+    box = outbox(window=2)
+    core.accept(resident_of(tokens_model), generating(box, 500))
+    run(core)
+    assert box.paused
+    core.fail_all(lambda: Unavailable("stopping"))
+    assert isinstance(failure(taken(core, box)), Unavailable)
+
+
+def test_releasing_a_session_tells_the_call_that_is_on_it(core: EngineCore, tokens_model: LoadedModel) -> None:
+    resident, box = resident_of(tokens_model), outbox()
+    core.accept(resident, generating(box, 500))
+    core.step()
+    core.release(resident)
+    assert failure(taken(core, box)).reason is Reason.SESSION_CLOSED
 
 
 # -- states

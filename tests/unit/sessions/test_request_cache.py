@@ -3,7 +3,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from cellstate_service.errors import Aborted, AlreadyExists, InvalidInput, Reason
+from cellstate_service.errors import Aborted, AlreadyExists, Exhausted, InvalidInput, Reason
 from cellstate_service.sessions import request_cache
 from cellstate_service.sessions.request_cache import RequestCache, RequestKey
 from tests.fake_clock import FakeClock
@@ -130,10 +130,17 @@ async def test_answers_are_kept_for_ten_minutes(cache: RequestCache, call: Count
     assert await cache.once(key(), call) == 2
 
 
-async def test_the_oldest_are_forgotten_beyond_the_limit(cache: RequestCache, call: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(request_cache, "LIMIT", 3)
-    for number in range(4):
+async def test_an_owner_with_too_many_ids_is_refused_and_nobody_else(
+    cache: RequestCache, call: Counted, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(request_cache, "LIMIT_PER_OWNER", 3)
+    for number in range(3):
         await cache.once(key(str(number)), call)
 
-    assert await cache.once(key("3"), call) == 4
-    assert await cache.once(key("0"), call) == 5
+    with pytest.raises(Exhausted) as caught:
+        await cache.once(key("3"), call)
+    assert caught.value.reason is Reason.QUOTA_EXCEEDED
+    assert await cache.once(key("0"), call) == 1
+    assert await cache.once(key("3", owner="bob"), call) == 4
+    clock.turn(601)
+    assert await cache.once(key("3"), call) == 5
