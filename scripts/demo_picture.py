@@ -2,7 +2,7 @@
 
 Needs tmux. It plays the demo in a terminal that nobody sees, and draws the lines that are on it at the end.
 
-    .venv/bin/python scripts/demo_picture.py docs/demo.svg --first 1 --last 60
+    .venv/bin/python scripts/demo_picture.py docs/demo-top.svg --first 1 --last 29
 """
 
 import argparse

@@ -10,6 +10,7 @@ import structlog
 
 from cellstate_service.clock import Clock, SystemClock
 from cellstate_service.engine.engine import Engine, EngineConfig
+from cellstate_service.models.manifest import MANIFEST_FILE
 from cellstate_service.models.registry import ModelRegistry
 from cellstate_service.observability.exposition import Exposition
 from cellstate_service.observability.metrics import Metrics
@@ -78,7 +79,8 @@ async def start(settings: Settings, clock: Clock | None = None) -> App:
 
     Raises:
         ModelError, TokensFileError, TLSError: What the settings name cannot be used; the message says what and where.
-        RuntimeError: The port cannot be bound.
+        ValueError: There is no model.
+        OSError: A port cannot be listened on.
     """
     clock = clock or SystemClock()
     authenticator = Authenticator.from_file(settings.tokens_file)
@@ -86,6 +88,8 @@ async def start(settings: Settings, clock: Clock | None = None) -> App:
     metrics = Metrics()
     registry = ModelRegistry()
     await asyncio.to_thread(registry.load_folder, settings.models, settings.engine.torch_threads)
+    if not registry.names():
+        raise ValueError(f"{settings.models}: no folder in it has a {MANIFEST_FILE}; name the folder that holds model folders by --models")
     metrics.models_loaded.set(len(registry.names()))
     config = _session_config(settings)
     loop = asyncio.get_running_loop()

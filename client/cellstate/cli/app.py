@@ -85,7 +85,7 @@ def serve(  # noqa: PLR0913 (each is a flag)
 
 app.command()(models)
 app.command()(generate)
-app.command()(forecast)
+app.command(context_settings={"ignore_unknown_options": True})(forecast)  # -3.5 is a number, not an option
 app.add_typer(sessions.app, name="sessions")
 app.command()(healthcheck)
 app.command()(token)

@@ -8,7 +8,7 @@ import typer
 from rich.columns import Columns
 from rich.table import Table
 
-from cellstate import values
+from cellstate import ModelInfo, ValueKind, values
 from cellstate.cli.chart import Frame, Line, render_chart
 from cellstate.cli.connection import DEFAULT_ADDRESS, Address, TlsCa, TokenFile, connect
 from cellstate.cli.console import draws_braille, out, print_json
@@ -21,7 +21,9 @@ _ROWS_SHOWN = 20
 def forecast(  # noqa: PLR0913 (each is a flag)
     *,
     model: Annotated[str, typer.Argument(help="A forecaster that the server has loaded.")],
-    numbers: Annotated[list[str] | None, typer.Argument(metavar="NUMBERS", help="The history, oldest first; features of a step separated by commas.")] = None,
+    numbers: Annotated[
+        list[str] | None, typer.Argument(metavar="NUMBERS", help="The history, oldest first; features of a step separated by commas. Or one CSV file.")
+    ] = None,
     file: Annotated[Path | None, typer.Option("--file", "-f", metavar="CSV", help="Read the history from a CSV file; - reads standard input.")] = None,
     column: Annotated[list[str] | None, typer.Option("--column", help="Column to take; may be given several times. Default: the last.")] = None,
     steps: Annotated[int, typer.Option("--steps", "-n", min=1, help="Steps to predict.")] = 12,
@@ -32,12 +34,15 @@ def forecast(  # noqa: PLR0913 (each is a flag)
 ) -> None:
     """Predict the next values of a series, drawn after its history.
 
-    [bold]Example:[/bold] cellstate forecast sunspots --file sunspots.csv --steps 22
+    [bold]Example:[/bold] cellstate forecast sunspots sunspots.csv --steps 22
     """
+    only = Path(numbers[0]) if numbers is not None and len(numbers) == 1 else None
+    if file is None and only is not None and only.is_file():
+        numbers, file = None, only
     if bool(numbers) == (file is not None):
         raise typer.BadParameter("give the history as numbers or by --file (one of both)")
     with connect(address, token_file, tls_ca) as client:
-        features = client.model(model).input.size
+        features = _features(client.model(model))
         history = _history(numbers or [], file, column or [], features)
         stream = client.one_to_many(model, values(history), max_steps=steps)
         predicted = np.concatenate([output.values for output in stream])
@@ -46,6 +51,15 @@ def forecast(  # noqa: PLR0913 (each is a flag)
         return
     for feature in range(predicted.shape[1]):
         _show(history[:, feature], predicted[:, feature], f"{model} {feature}" if features > 1 else model)
+
+
+def _features(model: ModelInfo) -> int:
+    """Return the number of features per step, of a model that can forecast."""
+    if model.input.kind is not ValueKind.NUMERIC:
+        raise typer.BadParameter(f"{model.name} takes tokens, not numbers, so it forecasts nothing; see `cellstate generate`", param_hint="MODEL")
+    if not model.generates:
+        raise typer.BadParameter(f"{model.name} forecasts nothing: what it gives cannot be its next input", param_hint="MODEL")
+    return model.input.size
 
 
 def _history(numbers: list[str], file: Path | None, columns: list[str], features: int) -> Series:

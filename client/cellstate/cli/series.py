@@ -47,6 +47,8 @@ def read_csv(path: Path, columns: Sequence[str], features: int) -> Series:
         raise typer.BadParameter(f"{path} holds no values", param_hint="--file")
     heading = None if all(_is_number(cell) for cell in rows[0]) else [cell.strip() for cell in rows[0]]
     chosen = _columns(heading, columns, len(rows[0]), features)
+    if heading is not None and len(rows) == 1:
+        raise typer.BadParameter(f"{path} holds a heading and no values", param_hint="--file")
     return _even([[_number(path, number, row, column) for column in chosen] for number, row in enumerate(rows, start=1) if heading is None or number > 1])
 
 

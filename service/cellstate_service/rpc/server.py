@@ -93,10 +93,10 @@ class Server:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
         address = _address(settings.listen_host, settings.port)
-        if credentials is None:
-            self.port = self._server.add_insecure_port(address)
-        else:
-            self.port = self._server.add_secure_port(address, credentials)
+        try:
+            self.port = self._server.add_secure_port(address, credentials) if credentials else self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {address}: is the port in use? choose another one by --port (0 takes a free one)") from error
 
     async def serve(self) -> None:
         """Take calls."""

@@ -1,10 +1,14 @@
 import hashlib
+import json
 import subprocess
 import sys
+from pathlib import Path
+from unittest import mock
 
 import pytest
 from typer.testing import CliRunner
 
+from cellstate import ModelInfo, ValueKind, Values, ValueSignature
 from cellstate.cli.app import app
 
 COMMANDS = ["serve", "models", "generate", "forecast", "sessions", "healthcheck", "token", "demo"]
@@ -71,6 +75,66 @@ def test_token_prints_a_token_and_the_hash_of_it(cli: CliRunner) -> None:
 
     assert first[0] != second[0]
     assert first[1] == f"ada:{hashlib.sha256(first[0].encode()).hexdigest()}"
+
+
+@pytest.mark.parametrize("content", ["", "one\ntwo\n"])
+def test_a_token_file_holds_one_token(cli: CliRunner, tmp_path: Path, content: str) -> None:
+    (tmp_path / "token").write_text(content)
+    result = cli.invoke(app, ["models", "--token-file", str(tmp_path / "token")])
+
+    assert result.exit_code == 2
+    assert "one token is needed" in result.output
+    assert "two" not in result.output
+
+
+class FakeClient:
+    """Knows three models, and forecasts how many steps it was given."""
+
+    def __enter__(self) -> "FakeClient":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def model(self, name: str) -> ModelInfo:
+        signature = ValueSignature(ValueKind.TOKENS if name == "text" else ValueKind.NUMERIC, 1)
+        made = mock.Mock(spec=ModelInfo, input=signature, generates=name != "classes")
+        made.name = name
+        return made
+
+    def one_to_many(self, model: str, history: Values, **_: object) -> list[object]:
+        return [mock.Mock(values=history.array[:1] * 0 + history.array.sum())]
+
+
+@pytest.fixture
+def fake_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cellstate.cli.forecast.connect", lambda *_: FakeClient())
+
+
+@pytest.mark.usefixtures("fake_client")
+@pytest.mark.parametrize(("model", "said"), [("text", "takes tokens"), ("classes", "cannot be its next input")])
+def test_forecast_of_a_model_that_cannot_says_why(cli: CliRunner, model: str, said: str) -> None:
+    result = cli.invoke(app, ["forecast", model, "1", "2"])
+
+    assert result.exit_code == 2
+    assert said in result.output
+
+
+@pytest.mark.usefixtures("fake_client")
+def test_forecast_takes_negative_numbers_and_a_file_by_itself(cli: CliRunner, tmp_path: Path) -> None:
+    (tmp_path / "history.csv").write_text("year,value\n1,2\n2,3\n")
+
+    assert json.loads(cli.invoke(app, ["forecast", "m", "1", "-3.5", "--json", "-n", "1"]).output)["values"] == [[-2.5]]
+    assert json.loads(cli.invoke(app, ["forecast", "m", str(tmp_path / "history.csv"), "--json"]).output)["values"] == [[5.0]]
+
+
+@pytest.mark.usefixtures("fake_client")
+def test_a_file_of_only_a_heading_is_refused(cli: CliRunner, tmp_path: Path) -> None:
+    (tmp_path / "history.csv").write_text("year,value\n")
+    result = cli.invoke(app, ["forecast", "m", "--file", str(tmp_path / "history.csv")])
+
+    assert result.exit_code == 2
+    assert "no values" in result.output
 
 
 def test_healthcheck_of_nobody_fails(cli: CliRunner) -> None:

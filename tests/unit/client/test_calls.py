@@ -93,6 +93,24 @@ def test_a_misspelt_option_is_a_type_error(call):
         call({"temprature": 1})
 
 
+@pytest.mark.parametrize(
+    ("make", "field"),
+    [
+        (lambda: one_to_many("m", "a", {"max_steps": -1}), "generation.max_steps"),
+        (lambda: one_to_many("m", "a", {"max_steps": 99999999999}), "generation.max_steps"),
+        (lambda: one_to_many("m", "a", {"seed": 2**64}), "generation.sampling.seed"),
+        (lambda: one_to_one("m", "a", {"top_k": -1}), "sampling.top_k"),
+        (lambda: create_session("m", {"seed": -1}, None), "session.seed"),
+        (lambda: create_session("m", {"ttl_s": float("nan")}, None), "session.ttl"),
+        (lambda: create_session("m", {"ttl_s": float("inf")}, None), "session.ttl"),
+    ],
+)
+def test_numbers_that_cannot_be_sent_are_refused_by_field(make, field):
+    with pytest.raises(cellstate.InvalidInput) as raised:
+        make()
+    assert raised.value.field == field
+
+
 def test_a_session_is_named_with_uid_and_position():
     reference = one_to_one(handle(), 1.0, {}).request.target.session
     assert (reference.name, reference.uid, reference.position, reference.acknowledged_position) == ("s", "u", 3, 3)

@@ -29,6 +29,12 @@ from cellstate.connection import TLS, Connection, is_local
         ("localhost.example.com:1", False),
         ("127.0.0.1.example.com:1", False),
         ("ipv4:127.0.0.1:1,8.8.8.8:1", False),
+        ("ipv6:[::1]:1", True),
+        ("dns://1.1.1.1/localhost:1", False),
+        ("xds:///localhost:1", False),
+        ("http://localhost:1", False),
+        ("example.com/localhost", False),
+        ("localhost:1/x", False),
         ("", False),
     ],
 )
@@ -50,6 +56,18 @@ def test_a_token_travels_where_that_is_safe_or_asked_for(settings):
 
 def test_secrets_are_not_shown():
     assert "secret" not in repr(Connection(token="secret", tls=TLS(certificate=b"c", private_key=b"secret")))
+
+
+@pytest.mark.parametrize("token", ["", " a", "a\n", "a\nb", "ä", "a\x00"])
+def test_a_token_that_no_header_can_carry_is_refused(token):
+    with pytest.raises(ValueError, match="printable ASCII") as raised:
+        Connection(token=token)
+    assert "ä" not in str(raised.value)
+
+
+def test_no_proxy_stands_between_a_client_and_its_own_machine():
+    assert ("grpc.enable_http_proxy", 0) in Connection("localhost:1").options()
+    assert "grpc.enable_http_proxy" not in dict(Connection("example.com:1").options())
 
 
 def test_a_certificate_needs_its_key():

@@ -2,6 +2,7 @@
 
 import gc
 import threading
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -283,3 +284,26 @@ def test_a_stream_refuses_chunks_of_chunks_and_unknown_options(client):
             stream.send(["a", "b"])
         with pytest.raises(TypeError, match="max_step"):
             stream.generate(max_step=3)
+
+
+@pytest.mark.parametrize("call", [lambda session: session.step(1.0), lambda session: session.many_to_one([1.0])])
+def test_after_ctrl_c_the_next_call_names_no_position(server, call):
+    with cellstate.Client(server.address) as client, client.session("m") as session:
+        with mock.patch.object(client._transport, "_stub", side_effect=interrupted), pytest.raises(KeyboardInterrupt):
+            call(session)
+        session.step(1.0)
+        assert not server.requests[-1].target.session.HasField("position")
+
+
+def test_a_second_call_on_a_handle_does_not_present_the_token_of_its_living_stream(server):
+    with cellstate.Client(server.address) as client, client.session("m") as session, session.stream() as stream:
+        stream.send("a")
+        stream.receive()
+        session.step(1.0)
+        assert server.requests[-1].target.session.stream_token == ""
+
+
+def interrupted(_):
+    stub = mock.Mock(side_effect=KeyboardInterrupt)
+    stub.future.return_value.result.side_effect = KeyboardInterrupt
+    return stub

@@ -55,7 +55,7 @@ class ServerProcess:
         while time.monotonic() < give_up:
             if self._process.poll() is not None:
                 raise ServerError(f"the server ended with exit code {self._process.returncode}\n{self._last_lines()}")
-            if ask_health(grpc.insecure_channel(self.address), "", None, 1.0) == "SERVING":
+            if ask_health(grpc.insecure_channel(self.address), "", 1.0) == "SERVING":
                 self._served = True
                 return
             time.sleep(_POLL_S)
