@@ -2,10 +2,13 @@ import hashlib
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest import mock
 
+import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from typer.testing import CliRunner
 
 from cellstate import ModelInfo, ValueKind, Values, ValueSignature
@@ -142,6 +145,26 @@ def test_healthcheck_of_nobody_fails(cli: CliRunner) -> None:
 
     assert result.exit_code == 1
     assert "127.0.0.1:1: " in result.output
+
+
+def test_healthcheck_sends_no_token(cli: CliRunner) -> None:
+    seen: list[tuple[str, str]] = []
+
+    class Health(health_pb2_grpc.HealthServicer):
+        def Check(self, request: health_pb2.HealthCheckRequest, context: grpc.ServicerContext) -> health_pb2.HealthCheckResponse:  # noqa: N802
+            seen.extend(context.invocation_metadata())
+            return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
+
+    server = grpc.server(ThreadPoolExecutor(1))
+    health_pb2_grpc.add_HealthServicer_to_server(Health(), server)
+    port = server.add_insecure_port("localhost:0")
+    server.start()
+    result = cli.invoke(app, ["healthcheck", "--address", f"localhost:{port}"], env={"CELLSTATE_TOKEN": "hunter2"})
+    server.stop(None).wait()
+
+    assert result.output == "SERVING\n"
+    assert "user-agent" in dict(seen)
+    assert "authorization" not in dict(seen)
 
 
 def test_unreachable_server_is_one_line_and_exit_code_1() -> None:
