@@ -50,11 +50,11 @@ class Engine:
         self.model = model
         self._config = config
         self._clock = clock
-        self._pool = StatePool(model.network.state, model.network.output_size, config.slots)
+        pool = StatePool(model.network.state, model.network.output_size, config.slots)
         children = metrics.for_model(model.name)
         children.slots.set(config.slots)
-        children.state_bytes.set(self._pool.bytes)
-        self._core = EngineCore(model, self._pool, config.max_batch_rows, children, clock)
+        children.state_bytes.set(pool.bytes)
+        self._core = EngineCore(model, pool, config.max_batch_rows, children, clock)
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._main, name=f"engine-{model.name}", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -77,11 +77,6 @@ class Engine:
         """Whether the thread runs."""
         return self._thread.is_alive()
 
-    @property
-    def slots(self) -> int:
-        """Number of state slots."""
-        return self._pool.slots
-
     def new_resident(self, seed: int) -> Resident:
         """Return a session at position 0 that takes its slot with its first request."""
         return Resident(seed, None if self.model.tokenizer is None else self.model.tokenizer.decoder())
@@ -92,7 +87,7 @@ class Engine:
         self._commands.put(lambda: self._core.accept(resident, request))
 
     def stop_generation(self, resident: Resident, outbox: Outbox) -> None:
-        """End the generation of a call that is running or waiting to run; answered by `StopTaken` in its turn."""
+        """End a call's generations, running and waiting; answered by `StopTaken` in its turn."""
         self._commands.put(lambda: self._core.stop_generation(resident, outbox))
 
     def resume(self, resident: Resident) -> None:
@@ -156,7 +151,7 @@ class Engine:
                 loop.call_soon_threadsafe(settle, result, None)
 
         if self._stopping:
-            raise Unavailable("the server is stopping: call again later")
+            raise _stop_error()
         self._commands.put(command)
         return await future
 
@@ -176,7 +171,7 @@ class Engine:
             while not (self._stopping and self._commands.empty()):
                 self._work_off_commands()
                 if self._stopping:
-                    self._core.fail_all(_stopping)
+                    self._core.fail_all(_stop_error)
                 elif self._core.has_work:
                     self._step()
                 self._flush()
@@ -186,7 +181,7 @@ class Engine:
             self._core.step()
         except Exception:  # the books of this step may be incomplete, so nobody goes on from them unaware
             _log.exception("the engine failed between two steps", model=self.model.name)
-            self._core.fail_all(_faulty)
+            self._core.fail_all(_fault_error)
 
     def _work_off_commands(self) -> None:
         if not self._core.has_work and not self._stopping:
@@ -217,9 +212,9 @@ class Engine:
         self._stopping = True
 
 
-def _stopping() -> CellstateError:
+def _stop_error() -> CellstateError:
     return Unavailable("the server is stopping: call again later", retry_after_s=1.0)
 
 
-def _faulty() -> CellstateError:
+def _fault_error() -> CellstateError:
     return StepFailed("the engine failed: see the server's log, and read the session before going on")

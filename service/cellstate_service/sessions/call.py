@@ -74,7 +74,7 @@ class Call:
         self._engine.submit(self._resident, request)
 
     def stop_generation(self) -> None:
-        """End the generation that is running or waiting to run; `next` returns StopTaken in its turn."""
+        """End the generations that are running or waiting to run; `next` returns StopTaken in its turn."""
         self._hand_over(0, 0)
         self._engine.stop_generation(self._resident, self.outbox)
 

@@ -101,9 +101,10 @@ class SessionManager:
         check_durability(change.durability)
         if change.labels is not None:
             check_labels(change.labels)
+        expiry = None if change.expiration is None else self._book.expiry(change.expiration)
         session.use(self._clock.now())
-        if change.expiration is not None:
-            session.expires_s, session.idle_ttl_s = self._book.expiry(change.expiration)
+        if expiry is not None:
+            session.expires_s, session.idle_ttl_s = expiry
             self._book.watch(session)
         if change.labels is not None:
             session.labels = dict(change.labels)
@@ -291,7 +292,7 @@ class SessionManager:
                 field=f"{field}.session.name",
             )
         session.call = None
-        old.fail(Aborted("a newer call took the session over", Reason.SUPERSEDED).at(session.resident.position))
+        old.fail(Aborted("a newer call took the session over", Reason.SUPERSEDED))
 
 
 def _check_uid(session: Session, uid: str, field: str) -> None:

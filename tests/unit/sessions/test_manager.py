@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from cellstate_service.engine.engine import Engine, EngineConfig
-from cellstate_service.errors import Exhausted, NotFound, Reason
+from cellstate_service.errors import Exhausted, InvalidInput, NotFound, Reason
 from cellstate_service.models.loading import LoadedModel, load_model
 from cellstate_service.observability.metrics import Metrics
 from cellstate_service.sessions.book import SessionConfig
@@ -153,3 +153,12 @@ async def test_expired_sessions_make_room(manager: SessionManager, clock: FakeCl
     clock.turn(11)
 
     assert [(await manager.create("bob", spec())).number for _ in range(8)] == list(range(9, 17))
+
+
+async def test_a_refused_update_changes_nothing(manager: SessionManager, clock: FakeClock) -> None:
+    session = await manager.create("ada", spec("a", 100))
+    before = (session.expires_s, session.used_s, dict(session.labels))
+    clock.turn(10)
+    with pytest.raises(InvalidInput):
+        manager.update("ada", "a", SessionChange(expiration=Expiration(ttl_s=-1), labels={"new": "label"}))
+    assert (session.expires_s, session.used_s, session.labels) == before
