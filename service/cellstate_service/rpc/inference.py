@@ -191,8 +191,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         program = _Program(message.target, path, context.refused)
         with program.failing():
             call = calls.enter_context(self._open(message.target, context, None))
-            program.request = await self._decoder.run_program(message, call, context.deadline_s)
-            program.opening = self._decoder.opening(message, call, program.request.emit, context.deadline_s)
+            program.opening, program.request = await self._decoder.run_program(message, call, context.deadline_s)
         return program
 
     def _check_answers(self, programs: "list[_Program]") -> None:

@@ -113,12 +113,13 @@ class ProgramDecoder:
             raise InvalidInput("input: give inputs, generation, or both", Reason.EMPTY_SEQUENCE, field="input")
         return request
 
-    async def run_program(self, message: inference_pb2.Program, call: Call, deadline_s: float | None) -> Request:
-        """Return the request of one program of Run, refusing answers beyond the limit of a message."""
+    async def run_program(self, message: inference_pb2.Program, call: Call, deadline_s: float | None) -> tuple[Opening, Request]:
+        """Return the settings and the request of one program of Run, refusing answers beyond the limit of a message."""
         emit = decode_emit(message.emit, Emit.NONE if message.HasField("generation") else Emit.LAST, "emit")
-        request = await self.program(message, self.opening(message, call, emit, deadline_s))
+        opening = self.opening(message, call, emit, deadline_s)
+        request = await self.program(message, opening)
         self._check_answer_size(request, call.model)
-        return request
+        return opening, request
 
     def _check_generated_form(self, opening: Opening, field: str) -> None:
         if opening.form is Form.LOGITS:
