@@ -32,11 +32,13 @@ class EngineConfig:
         max_batch_rows: Rows of one step at most.
         slots: Sessions and calls without session that can hold state at once.
         torch_threads: Threads that torch computes a step with.
+        warm_rows: Batches of 1 to this many rows are computed once before requests are: the first use of a size builds its kernels.
     """
 
     max_batch_rows: int = 256
     slots: int = 5120
     torch_threads: int = 1
+    warm_rows: int = 256
 
 
 class Engine:
@@ -63,9 +65,13 @@ class Engine:
     # -- called from the event loop
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Start the thread; results go to `loop`."""
+        """Start the thread; results go to `loop`. What is submitted before the engine is warm waits."""
         self._loop = loop
         self._thread.start()
+
+    async def warmed(self) -> None:
+        """Wait until every size of batch has been computed once."""
+        await self._execute(lambda: None)
 
     async def stop(self) -> None:
         """End the thread after the step that is running. What is still queued or running fails as unavailable."""
@@ -168,6 +174,7 @@ class Engine:
     def _main(self) -> None:
         torch.set_num_threads(self._config.torch_threads)
         with torch.inference_mode():
+            self._warm_up()
             while not (self._stopping and self._commands.empty()):
                 self._work_off_commands()
                 if self._stopping:
@@ -175,6 +182,14 @@ class Engine:
                 elif self._core.has_work:
                     self._step()
                 self._flush()
+
+    def _warm_up(self) -> None:
+        began_s = self._clock.monotonic()
+        try:
+            self._core.warm_up(min(self._config.warm_rows, self._config.max_batch_rows), lambda: self._stopping)
+        except Exception:  # a model that cannot be computed says so to those who call it
+            _log.exception("warming up failed", model=self.model.name)
+        _log.info("warm", model=self.model.name, rows=self._config.warm_rows, seconds=round(self._clock.monotonic() - began_s, 2))
 
     def _step(self) -> None:
         try:

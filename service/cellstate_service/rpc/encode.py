@@ -40,7 +40,7 @@ def encode_output(emitted: Emitted, form: Form, model: LoadedModel) -> types_pb2
     elif form is Form.TOKENS:
         output.values.tokens.ids.extend(emitted.values)  # type: ignore[arg-type]
     else:
-        rows = np.stack(emitted.values)
+        rows = np.concatenate(emitted.values)
         output.values.tensor.CopyFrom(encode_tensor(rows))
         labels = getattr(model.manifest.output, "labels", ())
         if labels:

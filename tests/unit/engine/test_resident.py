@@ -60,7 +60,7 @@ def test_the_longest_stop_tokens_are_kept_and_no_more() -> None:
 def test_an_input_starts_a_new_text() -> None:
     resident, generation = writer(), Generation(99, stop_texts=("ab",), stop_tokens=((0, 1),))
     assert first_stop(resident, [0], generation) is None
-    resident.consumed(2)
+    resident.consumed(1, [2])
     assert first_stop(resident, [1], generation) is None
     assert resident.position == 3
     assert resident.has_output
@@ -86,4 +86,4 @@ def test_steps_without_a_tokenizer_have_no_text(token: int | None) -> None:
     resident = Resident(seed=0)
     assert resident.generated(token) == ""
     assert resident.position == 1
-    assert resident.tail_tokens == (() if token is None else (1,))
+    assert list(resident.tail_tokens) == ([] if token is None else [1])

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cellstate_service.engine.outbox import Emitted, Item, Outbox
-from cellstate_service.engine.request import Emit, Finish, Finished, StepOutput
+from cellstate_service.engine.request import Emit, Finish, Finished, Outputs
 from cellstate_service.rpc.inference import _Progress
 
 END = Finished(Finish.MAX_STEPS, 0, 0, 0, None, None, 0.0, 0.0, Emit.NONE, generates=True)
@@ -42,7 +42,7 @@ async def test_items_come_in_order_whenever_the_stream_closes(script: list[str])
     steps = 0
     for action in script:
         if action == "step":
-            call.outbox.push(StepOutput(steps, steps, "", None, generated=True))
+            call.outbox.push(Outputs(steps, [steps], "", [], generated=True))
             call.outbox.wake()
             steps += 1
         elif action == "close":
