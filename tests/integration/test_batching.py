@@ -168,7 +168,7 @@ async def run_together(server: Served, monkeypatch: pytest.MonkeyPatch) -> list[
         await eventually(all_there)
         held.clear()
         for engine in engines:
-            engine._commands.put(lambda: None)  # wakes it
+            engine._commands.put([])  # wakes it
         await calls
     monkeypatch.undo()
     return [await job.end() for job in jobs]

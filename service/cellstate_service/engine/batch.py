@@ -32,6 +32,7 @@ class _Members:
         generating: Rows of those that generate, also as int64 [G].
         draws: What these draw with (token models).
         logs: Some of them want log-probabilities.
+        once: A limit of one step for each row, int64 [B].
     """
 
     requests: list[Request]
@@ -39,6 +40,10 @@ class _Members:
     index: Tensor
     draws: Draws | None
     logs: bool
+    once: Tensor
+
+
+NOBODY = _Members([], [], torch.empty(0, dtype=torch.int64), None, logs=False, once=torch.empty(0, dtype=torch.int64))
 
 
 class Batch:
@@ -49,10 +54,13 @@ class Batch:
         self._pool = pool
         self._stepping = compile_stepping(model.network)
         self._takes_tokens = model.manifest.input.kind == "tokens"
-        self._members = _Members([], [], torch.empty(0, dtype=torch.int64), None, logs=False)
+        self._members = NOBODY
 
-    def step(self, residents: Sequence[Resident]) -> Steps:
-        """Take one step of each session: of its input where it consumes, of generation otherwise. Moves their states, nothing else."""
+    def step(self, residents: Sequence[Resident], ahead: int = 1) -> Steps:
+        """Take one step of each session: of its input where it consumes, of generation otherwise. Moves their states, nothing else.
+
+        Where all generate, up to `ahead` steps of each: no more than it has left, and none beyond its end token.
+        """
         requests = [resident.requests[0] for resident in residents]
         generating = [row for row, request in enumerate(requests) if not request.consuming]
         if not generating:
@@ -60,16 +68,19 @@ class Batch:
         members = self._members_of(residents, requests, generating)
         slots = [resident.taken_slot for resident in residents]
         rows, given = self._pool.rows(slots), self._given(requests, generating)
+        limits = members.once if ahead == 1 else torch.tensor([min(ahead, request.steps_left) for request in requests])
         if members.draws is None:
-            taken = self._stepping.feed(rows, given, members.index, 1)
+            taken = self._stepping.feed(rows, given, members.index, limits)
         else:
-            taken = self._stepping.generate(rows, given, members.index, members.draws, members.logs, 1)
-        steps = self._steps(residents, requests, taken, taken.fed[0].unsqueeze(0).numpy())
+            taken = self._stepping.generate(rows, given, members.index, members.draws, members.logs, limits, self._model.manifest.end_token)
+        steps = self._steps(residents, requests, taken, torch.stack(taken.fed).numpy())
         if taken.logs:
-            steps.logs.update(zip(generating, taken.logs[0].tolist(), strict=True))
+            steps.logs.update(zip(generating, torch.stack(taken.logs, 1).tolist(), strict=True))
         self._pool.keep(slots, taken.rows)  # what may fail lies before it, so that state and positions move together
-        if members.draws is not None:
-            members.draws.positions.add_(1)
+        if not taken.complete:
+            self._members = NOBODY
+        elif members.draws is not None:
+            members.draws.positions.add_(len(taken.fed))
         return steps
 
     def consume(self, residents: Sequence[Resident], count: int) -> Steps:
@@ -98,9 +109,9 @@ class Batch:
             self._stepping.consume(rows, one.expand(2, 1, *shape[1:]).contiguous(), True)
             if self._takes_tokens and self._model.generates:
                 for one_draw in draws:
-                    self._stepping.generate(rows, nothing, everyone, gather_draws([one_draw], self._model.network.output_size), True, 1)
+                    self._stepping.generate(rows, nothing, everyone, gather_draws([one_draw], self._model.network.output_size), True, everyone + 2, 0)
             elif self._model.generates:
-                self._stepping.feed(rows, nothing, everyone, 1)
+                self._stepping.feed(rows, nothing, everyone, everyone + 2)
 
     def last_output(self, resident: Resident, request: Request) -> NDArray[np.float32] | list[Drawn]:
         """Return the output [1, width] of the session's last step, or what is drawn from it, which takes no step."""
@@ -117,7 +128,7 @@ class Batch:
             chosen = [_draw(requests[row], residents[row], residents[row].position, generated=True) for row in generating]
             draws = gather_draws(chosen, self._model.network.output_size)
         logs = any(requests[row].log_probabilities for row in generating)
-        self._members = _Members(requests, generating, torch.tensor(generating), draws, logs=logs)
+        self._members = _Members(requests, generating, torch.tensor(generating), draws, logs=logs, once=torch.ones(len(requests), dtype=torch.int64))
         return self._members
 
     def _given(self, requests: list[Request], generating: list[int]) -> Tensor:
@@ -141,7 +152,8 @@ class Batch:
             if answered:
                 logits = taken.outputs[-answered:, row] if count == asked else taken.outputs[:answered, row]
                 drawn[row] = self._draw(request, resident, logits, resident.position + count - answered + 1)
-        return Steps(requests, asked, counts, fed, taken.outputs.numpy(), drawn)
+        failed = set() if taken.complete else set(torch.nonzero(taken.failed)[:, 0].tolist())
+        return Steps(requests, asked, counts, failed, fed, taken.outputs.numpy(), drawn)
 
     def _draw(self, request: Request, resident: Resident, logits: Tensor, position: int) -> list[Drawn]:
         """Draw a token from each of contiguous outputs [n, vocabulary], the first at a position."""

@@ -13,7 +13,7 @@ from cellstate_service.engine.outbox import Outbox
 from cellstate_service.engine.recording import Recorded, Recorder, Steps
 from cellstate_service.engine.request import Emit, Event, Failed, Finish, Finished, Outputs, Request, StopTaken
 from cellstate_service.engine.resident import TAIL_TOKENS, Resident, ResidentState
-from cellstate_service.engine.scheduler import Scheduler, plan_steps
+from cellstate_service.engine.scheduler import Pace, Scheduler, plan_steps
 from cellstate_service.engine.state_pool import StatePool
 from cellstate_service.errors import CellstateError, DeadlinePassed, NotFound, Precondition, Reason, StepFailed
 from cellstate_service.models.loading import LoadedModel
@@ -38,6 +38,7 @@ class EngineCore:
         self._clock = clock
         self._batch = Batch(model, pool)
         self._recorder = Recorder(model)
+        self._pace = Pace()
         self._scheduler: Scheduler[Resident] = Scheduler(max_batch_rows)
         self._working: dict[Resident, None] = {}
         self.events: list[tuple[Outbox, Event]] = []
@@ -63,11 +64,19 @@ class EngineCore:
             if rows:
                 self._run([residents[row] for row in rows], steps)
 
+    def _ahead(self, residents: list[Resident]) -> int:
+        """Return how many steps of generation to take at once."""
+        for resident in residents:
+            request = resident.requests[0]
+            if request.consuming or request.hurries:
+                return 1
+        return self._pace.steps(len(residents))
+
     def _run(self, residents: list[Resident], steps: int) -> None:
         """Take as many steps of each session in one call."""
-        began_s = self._clock.monotonic()
+        began_s, used_s = self._clock.monotonic(), self._clock.thread_time()
         try:
-            taken = self._batch.step(residents) if steps == 1 else self._batch.consume(residents, steps)
+            taken = self._batch.step(residents, self._ahead(residents)) if steps == 1 else self._batch.consume(residents, steps)
         except Exception:
             _log.exception("a batch failed", model=self._model.name, rows=len(residents))
             self._metrics.step_failures_total.inc(len(residents))
@@ -75,6 +84,8 @@ class EngineCore:
                 self._fail(resident, StepFailed("the model's step failed: see the server's log; the session stands before this step"))
             return
         ended_s = self._clock.monotonic()
+        if steps == 1:
+            self._pace.took(self._clock.thread_time() - used_s, taken.asked)
         recorded = self._recorder.record(residents, taken, began_s, ended_s)
         self.events += recorded.events
         self._observe(taken, recorded, ended_s - began_s)

@@ -28,20 +28,22 @@ class Steps:
     Attributes:
         requests: The request of each row.
         asked: Steps that were to be taken.
-        counts: Steps that each row took: fewer where its values were not finite, it stands before the step that gave them.
+        counts: Steps that each row took: fewer where it had fewer left, came to its end token, or failed.
+        failed: Rows that stand before a step whose values were not finite.
         fed: What went in: token ids int64 [asked, B], or float32 [asked, B, features].
         outputs: float32 [S, B, width], of all steps or of the last one.
         drawn: By row, what was drawn from outputs that are answered.
-        logs: By row, the log-probability of what a generating row drew, where asked for.
+        logs: By row, the log-probabilities of what a generating row drew, where asked for.
     """
 
     requests: list[Request]
     asked: int
     counts: list[int]
+    failed: set[int]
     fed: NDArray[np.int64] | NDArray[np.float32]
     outputs: NDArray[np.float32]
     drawn: dict[int, list[Drawn]] = field(default_factory=dict)
-    logs: dict[int, float] = field(default_factory=dict)
+    logs: dict[int, list[float]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -77,15 +79,15 @@ class Recorder:
             if request.started_s is None:
                 request.started_s = began_s
             outcome: Finished | Failed | None = None
+            tokens = [one[row] for one in fed[:count]]
             if request.consuming:
-                tokens = [one[row] for one in fed[:count]]
                 self._consumed(recorded, resident, steps, row, tokens)
             elif count and self._takes_tokens:
-                outcome = self._token(recorded, resident, request, fed[0][row], steps.logs.get(row), now_s)
+                outcome = self._tokens(recorded, resident, request, tokens, steps.logs.get(row, [])[:count], now_s)
             elif count:
-                resident.generated(None)
-                _generated(recorded, resident, request, steps.fed[:1, row].astype(np.float32), "", [])
-            if count < steps.asked:
+                resident.position += count
+                _generated(recorded, resident, request, steps.fed[:count, row].astype(np.float32), "", [])
+            if row in steps.failed:
                 outcome = Failed(StepFailed("the model gave NaN or infinity: check the input and the weights; the session stands before this step"))
             recorded.outcomes.append(outcome)
         return recorded
@@ -135,9 +137,9 @@ class Recorder:
         request.outbox.sent += answered
         recorded.events.append((request.outbox, event))
 
-    def _token(self, recorded: Recorded, resident: Resident, request: Request, token: int, log: float | None, now_s: float) -> Finished | None:
-        text = resident.generated(token)
-        _generated(recorded, resident, request, [token], text, [] if log is None or not request.log_probabilities else [log])
+    def _tokens(self, recorded: Recorded, resident: Resident, request: Request, tokens: list[int], logs: list[float], now_s: float) -> Finished | None:
+        text = resident.generated(tokens)
+        _generated(recorded, resident, request, tokens, text, logs if request.log_probabilities else [])
         generation = request.generation
         if generation is None:
             return None
@@ -145,13 +147,14 @@ class Recorder:
             stop = resident.stop_sequence(generation, text)
             if stop is not None:
                 return self.finished(resident, request, Finish.STOP_SEQUENCE, now_s, stop)
-        if token == self._end_token:
+        if tokens[-1] == self._end_token:
             return self.finished(resident, request, Finish.END_TOKEN, now_s)
         return None
 
 
 def _generated(recorded: Recorded, resident: Resident, request: Request, values: "list[int] | NDArray[np.float32]", text: str, logs: list[float]) -> None:
-    request.generated += 1
-    request.outbox.sent += 1
-    recorded.generated += 1
-    recorded.events.append((request.outbox, Outputs(resident.position - 1, values, text, logs, generated=True)))
+    count = len(values)
+    request.generated += count
+    request.outbox.sent += count
+    recorded.generated += count
+    recorded.events.append((request.outbox, Outputs(resident.position - count, values, text, logs, generated=True)))

@@ -124,6 +124,17 @@ class Request:
             raise ValueError("the request has no inputs")
         return self.inputs[self.consumed : self.consumed + steps]
 
+    @property
+    def steps_left(self) -> int:
+        """Steps that it may generate now: those it has left, as far as its reader has room for them."""
+        return 0 if self.generation is None else min(self.generation.max_steps - self.generated, self.outbox.room)
+
+    @property
+    def hurries(self) -> bool:
+        """Whether each step of its generation is to be told before the next is taken: the first one, and where a stop sequence may end it at any step."""
+        generation = self.generation
+        return not self.generated or (generation is not None and bool(generation.stop_texts or generation.stop_tokens))
+
     def answered(self, steps: int, asked: int) -> int:
         """Return how many outputs are answered of the next steps of input; `asked` of them were to be taken, and fewer were where a row failed."""
         if self.emit is Emit.ALL:

@@ -58,13 +58,11 @@ class Resident:
         if self.decoder is not None:
             self.decoder.context(tokens)
 
-    def generated(self, token: int | None) -> str:
-        """Record that a token (None for numeric models) was generated, and return the text that became complete."""
-        self.position += 1
-        if token is None:
-            return ""
-        self.tail_tokens.append(token)
-        text = "" if self.decoder is None else self.decoder.feed(token)
+    def generated(self, tokens: Sequence[int]) -> str:
+        """Record that tokens were generated, and return the text that became complete."""
+        self.position += len(tokens)
+        self.tail_tokens.extend(tokens)
+        text = "" if self.decoder is None else "".join([self.decoder.feed(token) for token in tokens])
         if text:
             self.tail_text = (self.tail_text + text)[-TAIL_CHARACTERS:]
         return text

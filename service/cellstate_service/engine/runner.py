@@ -19,16 +19,18 @@ class Taken(NamedTuple):
     Attributes:
         rows: The new working set: state tensors [B, width], and the last outputs [B, output_size].
         outputs: float32 [S, B, output_size] of the steps asked for: of all (`consume` with `every`) or of the last one.
-        counts: Where not `complete`, the steps that each row took, int64 [B]: a row whose values were not finite stands before the step that gave them.
         complete: Every row took every step.
+        counts: Where not `complete`, the steps that each row took, int64 [B].
+        failed: Where not `complete`, the rows that stand before a step whose values were not finite, bool [B].
         fed: What went in at each step: int64 [B] or float32 [B, features].
         logs: float64 [G] for each step, the log-probability of what the G generating rows drew, where asked for.
     """
 
     rows: list[Tensor]
     outputs: Tensor
-    counts: Tensor
     complete: bool
+    counts: Tensor
+    failed: Tensor
     fed: list[Tensor]
     logs: list[Tensor]
 
@@ -48,14 +50,27 @@ def _all_finite(after: list[list[Tensor]], count: int) -> bool:
     return bool(good.all())
 
 
-def _last_finite(before: list[Tensor], after: list[list[Tensor]], count: int) -> tuple[list[Tensor], Tensor]:
-    """Return for each row the last of its finite working sets, and how many steps that is from the first."""
-    counts = torch.stack([_finite(rows, count) for rows in after]).to(torch.int64).cumprod(0).sum(0)
-    row = torch.arange(count)
+def _cut_short(before: list[Tensor], after: list[list[Tensor]], wanted: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Return each row's working set after the steps that it wanted (int64 [B]), or after the last finite one of them; how many those are; which rows failed."""
+    count = wanted.size(0)
+    finite = torch.stack([_finite(rows, count) for rows in after]).to(torch.int64).cumprod(0).sum(0)
+    counts = torch.minimum(finite, wanted)
+    short = torch.nonzero(counts < len(after))[:, 0]
+    taken, row = counts[short], torch.arange(short.size(0))
     rows: list[Tensor] = []
     for column, tensor in enumerate(before):
-        rows.append(torch.stack([tensor] + [step[column] for step in after])[counts, row])
-    return rows, counts
+        of_short = torch.stack([tensor[short]] + [step[column][short] for step in after])[taken, row]
+        rows.append(after[-1][column].index_copy(0, short, of_short))
+    return rows, counts, finite < wanted
+
+
+def _wanted(fed: list[Tensor], limits: Tensor, end_token: int | None) -> Tensor:
+    """Return how many of the steps each row wants, int64 [B]: not beyond its limit [B], nor beyond the end token."""
+    wanted = limits.clamp(max=len(fed))
+    if end_token is None:
+        return wanted
+    before_end = torch.stack([tokens != end_token for tokens in fed]).to(torch.int64).cumprod(0).sum(0)
+    return torch.minimum(wanted, before_end + 1)
 
 
 class Stepping(nn.Module):
@@ -79,23 +94,26 @@ class Stepping(nn.Module):
             index = step - outputs.size(0)
             after[index] = after[index] + [outputs[step]]
         if _all_finite(after, count):
-            return Taken(after[-1], outputs, torch.empty(0, dtype=torch.int64), True, [], [])
+            return Taken(after[-1], outputs, True, torch.empty(0), torch.empty(0), [], [])
         whole: list[list[Tensor]] = []
         for step, block in enumerate(torch.split(self.program.head(hidden), count)):
             whole.append(after[step][: len(rows) - 1] + [block])  # noqa: RUF005 (TorchScript)
-        new, counts = _last_finite(rows, whole, count)
-        return Taken(new, outputs, counts, False, [], [])
+        new, counts, failed = _cut_short(rows, whole, torch.full([count], steps))
+        return Taken(new, outputs, False, counts, failed, [], [])
 
     @torch.jit.export
-    def generate(self, rows: list[Tensor], given: Tensor, generating: Tensor, draws: Draws, logs: bool, steps: int) -> Taken:
-        """Take steps of tokens: the `generating` rows (int64 [G]) draw theirs from their last output, the others (int64 [B]) are given one."""
+    def generate(self, rows: list[Tensor], given: Tensor, generating: Tensor, draws: Draws, logs: bool, limits: Tensor, end_token: int | None) -> Taken:
+        """Take a step of tokens: the `generating` rows (int64 [G]) draw theirs from their last output, the others (int64 [B]) are given one.
+
+        As many steps as the largest of `limits` (int64 [B]) says, where all generate; a row stands after as many as its own says, or after its end token.
+        """
         count = rows[-1].size(0)
         everyone = generating.size(0) == count
         fed: list[Tensor] = []
         drawn_logs: list[Tensor] = []
         after: list[list[Tensor]] = []
         now = rows
-        for step in range(steps):
+        for step in range(int(limits.max())):
             logits = now[-1] if everyone else now[-1][generating]
             drawn = draw(logits, draws, step)
             if logs:
@@ -104,28 +122,29 @@ class Stepping(nn.Module):
             hidden, states = self.program.advance(fed[-1].unsqueeze(0), now[:-1])
             now = states[0] + [self.program.head(hidden)]
             after.append(now)
-        if _all_finite(after, count):
-            return Taken(now, now[-1].unsqueeze(0), torch.empty(0, dtype=torch.int64), True, fed, drawn_logs)
-        new, counts = _last_finite(rows, after, count)
-        return Taken(new, now[-1].unsqueeze(0), counts, False, fed, drawn_logs)
+        wanted = _wanted(fed, limits, end_token) if len(fed) > 1 else limits
+        if int(wanted.min()) == len(fed) and _all_finite(after, count):
+            return Taken(now, now[-1].unsqueeze(0), True, torch.empty(0), torch.empty(0), fed, drawn_logs)
+        new, counts, failed = _cut_short(rows, after, wanted)
+        return Taken(new, now[-1].unsqueeze(0), False, counts, failed, fed, drawn_logs)
 
     @torch.jit.export
-    def feed(self, rows: list[Tensor], given: Tensor, generating: Tensor, steps: int) -> Taken:
-        """Take steps of numbers: the `generating` rows (int64 [G]) are fed their last output, the others (float32 [B, features]) are given one."""
+    def feed(self, rows: list[Tensor], given: Tensor, generating: Tensor, limits: Tensor) -> Taken:
+        """Take a step of numbers, or several, as `generate` does: rows that generate are fed their last output, the others (float32 [B, features]) are given one."""
         count = rows[-1].size(0)
         everyone = generating.size(0) == count
         fed: list[Tensor] = []
         after: list[list[Tensor]] = []
         now = rows
-        for _ in range(steps):
+        for _ in range(int(limits.max())):
             fed.append(now[-1].contiguous() if everyone else given.index_copy(0, generating, now[-1][generating]))
             hidden, states = self.program.advance(fed[-1].unsqueeze(0), now[:-1])
             now = states[0] + [self.program.head(hidden)]
             after.append(now)
-        if _all_finite(after, count):
-            return Taken(now, now[-1].unsqueeze(0), torch.empty(0, dtype=torch.int64), True, fed, [])
-        new, counts = _last_finite(rows, after, count)
-        return Taken(new, now[-1].unsqueeze(0), counts, False, fed, [])
+        if int(limits.min()) == len(fed) and _all_finite(after, count):
+            return Taken(now, now[-1].unsqueeze(0), True, torch.empty(0), torch.empty(0), fed, [])
+        new, counts, failed = _cut_short(rows, after, limits)
+        return Taken(new, now[-1].unsqueeze(0), False, counts, failed, fed, [])
 
     @torch.jit.export
     def answer(self, logits: Tensor, draws: Draws, logs: bool) -> tuple[Tensor, Tensor]:

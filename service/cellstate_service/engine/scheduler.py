@@ -87,3 +87,33 @@ def plan_steps(left: Sequence[int]) -> StepPlan:
     most = (len(single) + FEW_ROWS) // (len(chunked) + FEW_ROWS) if single else CHUNK_ROW_STEPS // len(chunked)
     steps = min(most, CHUNK_STEPS, *(left[index] for index in chunked))
     return StepPlan(single, chunked, steps) if steps > 1 else StepPlan(list(range(len(left))), [], 1)
+
+
+MESSAGE_S = 100e-6
+"""Processor time that a message costs, caller and server together."""
+MESSAGE_SHARE = 0.5
+"""What messages may cost beside steps."""
+MAX_AHEAD_S = 0.02
+MAX_AHEAD = 16
+
+
+class Pace:
+    """How many steps of generation are taken before their outputs are told.
+
+    With many streams a message for each token costs more than the token's step does, and takes the step's processor from it. So as many steps are taken at once
+    as bring the messages down to half of what the steps cost, but for no longer than 20 ms, and no more than 16; a lone stream of a large model is told each.
+    """
+
+    def __init__(self) -> None:
+        self._step_s = 0.0
+
+    def took(self, used_s: float, steps: int) -> None:
+        """Take in the processor time of some steps: what they took on the clock says also who else was on the machine."""
+        self._step_s = used_s / steps
+
+    def steps(self, rows: int) -> int:
+        """Return how many steps to take at once for that many sessions."""
+        if self._step_s <= 0:
+            return 1
+        wanted = rows * MESSAGE_S / (MESSAGE_SHARE * self._step_s)
+        return max(1, min(MAX_AHEAD, int(wanted), int(MAX_AHEAD_S / self._step_s)))

@@ -54,6 +54,9 @@ class FakeClock:
     def monotonic(self) -> float:
         return self.time_s
 
+    def thread_time(self) -> float:
+        return self.time_s
+
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> Iterator[None]:

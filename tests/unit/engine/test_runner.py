@@ -71,29 +71,61 @@ def test_generation_stops_each_row_where_it_stands(steep: LoadedModel) -> None:
     """A closed loop that overflows after some steps, in one row."""
     stepping, rows = compile_stepping(steep.network), start(steep)
     rows[-1] = torch.tensor([[0.5], [3e38], [1.0], [0.0]])
-    taken = stepping.feed(rows, torch.empty(0), torch.arange(ROWS), 1)
+    taken = stepping.feed(rows, torch.empty(0), torch.arange(ROWS), torch.ones(ROWS, dtype=torch.int64))
     assert taken.counts.tolist() == [1, 0, 1, 1]
     assert same([column[1:2] for column in taken.rows], [column[1:2] for column in rows])
 
 
-def test_several_steps_of_generation_are_the_same_as_one_by_one(tokens_model: LoadedModel) -> None:
-    stepping, together = compile_stepping(tokens_model.network), start(tokens_model)
-    sampling = [Sampling(0.0), Sampling(0.9), Sampling(1.3, top_k=3), Sampling(0.7, top_p=0.8)]
-    everyone, nothing = torch.arange(ROWS), torch.empty(0)
+SAMPLING = [Sampling(0.0), Sampling(0.9), Sampling(1.3, top_k=3), Sampling(0.7, top_p=0.8)]
+EVERYONE, NOTHING = torch.arange(ROWS), torch.empty(0)
 
-    def draws(position: int) -> object:
-        return gather_draws([Draw(one, 5, position) for one in sampling], tokens_model.network.output_size)
 
-    at_once: Taken = stepping.generate(together, nothing, everyone, draws(0), True, 6)  # type: ignore[arg-type]
-    rows, fed, logs = together, [], []
-    for position in range(6):
-        taken = stepping.generate(rows, nothing, everyone, draws(position), True, 1)  # type: ignore[arg-type]
-        rows = taken.rows
-        fed.append(taken.fed[0])
-        logs.append(taken.logs[0])
-    assert same(at_once.rows, rows)
-    assert same(at_once.fed, fed)
-    assert same(at_once.logs, logs)
+def one_by_one(model: LoadedModel, steps: int) -> list[Taken]:
+    stepping, rows, found = compile_stepping(model.network), start(model), []
+    for position in range(steps):
+        draws = gather_draws([Draw(one, 5, position) for one in SAMPLING], model.network.output_size)
+        found.append(stepping.generate(rows, NOTHING, EVERYONE, draws, True, torch.ones(ROWS, dtype=torch.int64), None))
+        rows = found[-1].rows
+    return found
+
+
+@pytest.mark.parametrize("limits", [[6, 6, 6, 6], [6, 1, 3, 6], [2, 2, 2, 5]], ids=str)
+def test_several_steps_of_generation_are_the_same_as_one_by_one(tokens_model: LoadedModel, limits: list[int]) -> None:
+    singly = one_by_one(tokens_model, 6)
+    draws = gather_draws([Draw(one, 5, 0) for one in SAMPLING], tokens_model.network.output_size)
+    taken = compile_stepping(tokens_model.network).generate(start(tokens_model), NOTHING, EVERYONE, draws, True, torch.tensor(limits), None)
+    assert len(taken.fed) == max(limits)
+    assert taken.complete == (min(limits) == max(limits))
+    assert taken.complete or (taken.counts.tolist() == limits and not taken.failed.any())
+    for row, limit in enumerate(limits):
+        assert same([column[row] for column in taken.rows], [column[row] for column in singly[limit - 1].rows])
+        assert [step[row] for step in taken.fed[:limit]] == [step.fed[0][row] for step in singly[:limit]]
+        assert [step[row] for step in taken.logs[:limit]] == [step.logs[0][row] for step in singly[:limit]]
+
+
+def test_no_row_steps_beyond_its_end_token(tokens_model: LoadedModel) -> None:
+    singly = one_by_one(tokens_model, 12)
+    drawn = torch.stack([step.fed[0] for step in singly], 1).tolist()
+    end = drawn[1][4]
+    expected = [tokens.index(end) + 1 if end in tokens else 12 for tokens in drawn]
+    draws = gather_draws([Draw(one, 5, 0) for one in SAMPLING], tokens_model.network.output_size)
+    limits = torch.full((ROWS,), 12)
+    taken = compile_stepping(tokens_model.network).generate(start(tokens_model), NOTHING, EVERYONE, draws, False, limits, end)
+    assert taken.counts.tolist() == expected
+    for row, count in enumerate(expected):
+        assert same([column[row] for column in taken.rows], [column[row] for column in singly[count - 1].rows])
+
+
+def test_a_closed_loop_that_overflows_stands_before_that_step(steep: LoadedModel) -> None:
+    stepping, rows = compile_stepping(steep.network), start(steep)
+    rows[-1] = torch.tensor([[0.5], [1e30], [1.0], [0.0]])
+    alone, limits = [rows], torch.ones(ROWS, dtype=torch.int64)
+    for _ in range(8):
+        alone.append(stepping.feed(alone[-1], NOTHING, EVERYONE, limits).rows)
+    taken = stepping.feed(rows, NOTHING, EVERYONE, 8 * limits)
+    assert taken.failed[1]
+    for row, count in enumerate(taken.counts.tolist()):
+        assert same([column[row] for column in taken.rows], [column[row] for column in alone[count]])
 
 
 def test_a_network_without_state_steps_too(tmp_path_factory: pytest.TempPathFactory) -> None:
