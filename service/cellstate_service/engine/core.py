@@ -1,6 +1,5 @@
 """What the engine thread does: it keeps each session's requests in order, steps those that are ready, and records what came out. No threads, no event loop."""
 
-from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -101,7 +100,7 @@ class EngineCore:
             self._fail(resident, outcome.error)
         else:
             self.events.append((request.outbox, outcome))
-            resident.requests.popleft()
+            resident.requests.pop(0)
             self._begin_next(resident)
 
     def _advance(self, resident: Resident, request: Request, now_s: float) -> None:
@@ -114,7 +113,7 @@ class EngineCore:
         if generation is None or request.generated >= generation.max_steps:
             reason = Finish.INPUT_CONSUMED if generation is None else Finish.MAX_STEPS
             self.events.append((request.outbox, self._recorder.finished(resident, request, reason, now_s)))
-            resident.requests.popleft()
+            resident.requests.pop(0)
             self._begin_next(resident)
         elif request.stop_requested:
             self._finish_stopped(resident, request, now_s)
@@ -172,7 +171,7 @@ class EngineCore:
             raise request.refusal
         if request.is_stop:
             self.events.append((request.outbox, StopTaken(resident.position)))
-            resident.requests.popleft()
+            resident.requests.pop(0)
             return False
         if request.position is not None and request.position != resident.position:
             raise Precondition(
@@ -206,11 +205,11 @@ class EngineCore:
         request.outbox.sent += 1
         self.events.append((request.outbox, event))
         self.events.append((request.outbox, self._recorder.finished(resident, request, Finish.INPUT_CONSUMED, self._clock.monotonic())))
-        resident.requests.popleft()
+        resident.requests.pop(0)
 
     def _finish_stopped(self, resident: Resident, request: Request, now_s: float, *, begin_next: bool = True) -> None:
         self.events.append((request.outbox, self._recorder.finished(resident, request, Finish.STOP_DIRECTIVE, now_s)))
-        resident.requests.popleft()
+        resident.requests.pop(0)
         if begin_next:
             self._begin_next(resident)
 
@@ -234,7 +233,7 @@ class EngineCore:
             self.events.append((outbox, Failed(error.at(resident.position))))
         outbox.dropped = True
         first = resident.requests[0] if resident.requests else None
-        resident.requests = deque(request for request in resident.requests if request.outbox is not outbox)
+        resident.requests = [request for request in resident.requests if request.outbox is not outbox]
         if first is not None and first.outbox is outbox:
             self._begin_next(resident)
 
@@ -248,7 +247,7 @@ class EngineCore:
     def _write(self, resident: Resident, slot: int, state: ResidentState) -> None:
         self._pool.write(slot, state.tensors, state.last_output)
         resident.position, resident.seed, resident.has_output = state.position, state.seed, state.last_output is not None
-        resident.tail_tokens = deque(state.tail_tokens, maxlen=TAIL_TOKENS)
+        resident.tail_tokens = list(state.tail_tokens)
         resident.tail_text = state.tail_text
         if resident.decoder is not None:
             resident.decoder.restore(list(state.text_context), list(state.text_pending))
@@ -264,7 +263,7 @@ class EngineCore:
             seed=resident.seed,
             tensors=tensors,
             last_output=output if resident.has_output else None,
-            tail_tokens=tuple(resident.tail_tokens),
+            tail_tokens=tuple(resident.tail_tokens[-TAIL_TOKENS:]),
             tail_text=resident.tail_text,
             text_context=tuple(context),
             text_pending=tuple(pending),

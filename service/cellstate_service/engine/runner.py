@@ -130,7 +130,7 @@ class Stepping(nn.Module):
 
     @torch.jit.export
     def feed(self, rows: list[Tensor], given: Tensor, generating: Tensor, limits: Tensor) -> Taken:
-        """Take a step of numbers, or several, as `generate` does: rows that generate are fed their last output, the others (float32 [B, features]) are given one."""
+        """Take steps of numbers, as `generate` does of tokens: rows that generate are fed their last output, the others ([B, features]) are given one."""
         count = rows[-1].size(0)
         everyone = generating.size(0) == count
         fed: list[Tensor] = []

@@ -43,10 +43,12 @@ def breakable(model: LoadedModel) -> tuple[LoadedModel, Breakable]:
 
 
 class FakeClock:
-    """Stands still unless told."""
+    """Stands still unless told. Every reading of the processor's time costs some."""
 
-    def __init__(self) -> None:
+    def __init__(self, cost_s: float = 0.0) -> None:
         self.time_s = 100.0
+        self.cost_s = cost_s
+        self._used_s = 0.0
 
     def now(self) -> float:
         return self.time_s
@@ -55,7 +57,8 @@ class FakeClock:
         return self.time_s
 
     def thread_time(self) -> float:
-        return self.time_s
+        self._used_s += self.cost_s
+        return self._used_s
 
 
 @pytest.fixture(autouse=True, scope="session")
