@@ -157,4 +157,4 @@ def _engine_config(settings: Settings) -> EngineConfig:
 
 def _input_limits(settings: Settings) -> InputLimits:
     limits = settings.limits
-    return InputLimits(limits.max_input_steps, limits.max_message_bytes, limits.max_programs)
+    return InputLimits(limits.max_input_steps, limits.max_message_bytes, limits.max_programs, limits.max_channels)

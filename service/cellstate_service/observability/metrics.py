@@ -4,6 +4,8 @@ Units are base units (seconds, bytes), counters end in `_total`, and no label ev
 from the fixed sets of methods, status codes, reasons and loaded models.
 """
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Literal
@@ -43,6 +45,7 @@ class Metrics:
             call_seconds=self.call_seconds.labels(method),
             time_to_first_output_seconds=self.time_to_first_output_seconds.labels(method),
             time_between_outputs_seconds=self.time_between_outputs_seconds.labels(method),
+            ended=functools.cache(functools.partial(self.calls_total.labels, method)),
         )
 
     def for_model(self, model: str) -> "ModelMetrics":
@@ -97,12 +100,13 @@ class Metrics:
 
 @dataclass(frozen=True, slots=True)
 class MethodMetrics:
-    """One method's children of `Metrics`; `calls_total` is not among them, since its code is known only at the end."""
+    """One method's children of `Metrics`; that of `calls_total` is found by `ended`, since its code is known only at the end."""
 
     calls_in_progress: Gauge
     call_seconds: Histogram
     time_to_first_output_seconds: Histogram
     time_between_outputs_seconds: Histogram
+    ended: Callable[[str], Counter]
 
 
 @dataclass(frozen=True, slots=True)

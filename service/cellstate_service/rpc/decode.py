@@ -48,11 +48,13 @@ class InputLimits:
         max_steps: Steps of input.
         max_output_bytes: Bytes of outputs that a unary answer may carry.
         max_programs: Programs of one Run.
+        max_channels: Channels of one stream.
     """
 
     max_steps: int = 100_000
     max_output_bytes: int = 4 << 20
     max_programs: int = 1024
+    max_channels: int = 1024
 
 
 def decode_target(target: inference_pb2.Target, field: str = "target") -> CallTarget:

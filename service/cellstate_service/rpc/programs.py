@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from cellstate.v1 import inference_pb2, types_pb2
 from cellstate_service.engine.request import Emit, Form, Request, Sampling
-from cellstate_service.errors import InvalidInput, NotOffered, Reason
+from cellstate_service.errors import InvalidInput, Reason
 from cellstate_service.models.loading import LoadedModel
 from cellstate_service.rpc.decode import InputLimits, decode_emit, decode_form, decode_generation, decode_inputs, decode_sampling
 from cellstate_service.sessions.call import Call
@@ -138,9 +138,3 @@ class ProgramDecoder:
             raise InvalidInput(
                 f"{field}: the outputs may take {size} bytes, one answer takes {self.limits.max_output_bytes}; use a streaming call", field=field
             )
-
-
-def refuse_channels(message: inference_pb2.ManyToManyRequest) -> None:
-    """Raise NotOffered for channels other than 0: this server carries one session per stream."""
-    if message.channel:
-        raise NotOffered("channel: this server carries one session in each stream; open a stream for each", field="channel")

@@ -3,12 +3,13 @@
 import asyncio
 import secrets
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cellstate_service.engine.engine import Engine
 from cellstate_service.engine.outbox import Emitted, Item, Outbox
-from cellstate_service.engine.request import Request
+from cellstate_service.engine.request import Event, Failed, Request
 from cellstate_service.engine.resident import Resident
 from cellstate_service.errors import CellstateError
 from cellstate_service.models.loading import LoadedModel
@@ -35,6 +36,37 @@ class CallBounds:
     queued_steps: int = 65_536
 
 
+class CallOutbox(Outbox):
+    """An outbox that tells its call when something has arrived, and lets it look for an error without waiting. Loop only.
+
+    Attributes:
+        failure: Why the call failed; what was emitted before can still be taken.
+        listener: Called when events have arrived, beside whoever waits.
+        waiter: Resolved when events have arrived.
+    """
+
+    __slots__ = ("failure", "listener", "waiter")
+
+    def __init__(self, window: int, coalesced: int) -> None:
+        super().__init__(window, coalesced)
+        self.failure: CellstateError | None = None
+        self.listener: Callable[[], None] | None = None
+        self.waiter: asyncio.Future[None] | None = None
+
+    def push(self, event: Event) -> None:
+        """Take in one event from the engine."""
+        if isinstance(event, Failed) and self.failure is None:
+            self.failure = event.error
+        super().push(event)
+
+    def wake(self) -> None:
+        """Tell who waits, and the listener."""
+        if self.waiter is not None and not self.waiter.done():
+            self.waiter.set_result(None)
+        if self.listener is not None:
+            self.listener()
+
+
 class Call:
     """Hands requests to the engine and returns what comes back, in order.
 
@@ -49,7 +81,7 @@ class Call:
         self.session = session
         self.stream_token = secrets.token_urlsafe(12)
         row_bytes = 4 * engine.model.network.output_size
-        self.outbox = Outbox(max(1, min(bounds.window_steps, WINDOW_BYTES // row_bytes)), max(1, MESSAGE_BYTES // row_bytes))
+        self.outbox = CallOutbox(max(1, min(bounds.window_steps, WINDOW_BYTES // row_bytes)), max(1, MESSAGE_BYTES // row_bytes))
         self._engine = engine
         self._resident = resident
         self._max_queued_steps = bounds.queued_steps
@@ -58,6 +90,7 @@ class Call:
         self._queued_bytes = 0
         self._room = asyncio.Event()
         self._room.set()
+        self._half_closed = False
 
     @property
     def seed(self) -> int:
@@ -78,17 +111,58 @@ class Call:
         self._hand_over(0, 0)
         self._engine.stop_generation(self._resident, self.outbox)
 
+    def ask_position(self) -> None:
+        """Have the position told in its turn, behind all that was handed over: `next` returns StopTaken. With generations behind it, see `stop_generation`."""
+        self.stop_generation()
+
+    @property
+    def has_room(self) -> bool:
+        """Whether more may be handed over now."""
+        return self._room.is_set()
+
     async def room(self) -> None:
         """Wait until the engine has worked off enough of what was handed over."""
         await self._room.wait()
 
-    async def next(self) -> Item:
+    @property
+    def failure(self) -> CellstateError | None:
+        """Why the call failed; what was emitted before comes first."""
+        return self.outbox.failure
+
+    def listen(self, listener: Callable[[], None] | None) -> None:
+        """Have `listener` called, in the loop, whenever something may have arrived; None ends it."""
+        self.outbox.listener = listener
+
+    @property
+    def owes(self) -> bool:
+        """Whether a request or a stop that was handed over is not answered yet."""
+        return bool(self._queued)
+
+    def half_close(self) -> None:
+        """Say that nothing more will be handed over: once all is answered, `next` returns None."""
+        self._half_closed = True
+        self.outbox.wake()
+
+    async def next(self) -> Item | None:
         """Return the next item: emitted outputs (all that wait, of contiguous steps), the end of a request, or the answer to a stop.
 
+        None where the call is half-closed and everything has been answered.
+
         Raises:
-            CellstateError: The call failed.
+            CellstateError: The call failed; everything emitted before has been returned.
         """
-        return self._taken(await self.outbox.next())
+        outbox = self.outbox
+        while (item := outbox.next_ready()) is None:
+            if outbox.failure is not None:
+                raise outbox.failure
+            if self._half_closed and not self._queued:
+                return None
+            outbox.waiter = asyncio.get_running_loop().create_future()
+            try:
+                await outbox.waiter
+            finally:
+                outbox.waiter = None
+        return self._taken(item)
 
     def next_ready(self) -> Item | None:
         """Return the next item if one is there."""
