@@ -140,6 +140,8 @@ def _check_steps(steps: int, limits: InputLimits, field: str) -> None:
 
 def decode_tokens(tokens: types_pb2.TokenIds, vocabulary: int, field: str) -> NDArray[np.int64]:
     """Return token ids int64 [T], each below the vocabulary size."""
+    if len(tokens.ids) == 1 and tokens.ids[0] < vocabulary:  # a step of a closed loop
+        return np.array((tokens.ids[0],), dtype=np.int64)
     ids = np.fromiter(tokens.ids, dtype=np.int64, count=len(tokens.ids))
     if len(ids) and ids.max() >= vocabulary:
         at = int(np.argmax(ids >= vocabulary))

@@ -12,6 +12,7 @@ from cellstate_service.engine.outbox import Emitted
 from cellstate_service.engine.request import Finish, Finished, Form
 from cellstate_service.models.loading import LoadedModel
 
+FLOAT32 = np.dtype("<f4")
 _REASONS = {
     Finish.INPUT_CONSUMED: types_pb2.FINISH_REASON_INPUT_CONSUMED,
     Finish.MAX_STEPS: types_pb2.FINISH_REASON_MAX_STEPS,
@@ -55,8 +56,8 @@ def fill_output(output: types_pb2.Output, emitted: Emitted, form: Form, model: L
         tensor = output.values.tensor
         tensor.dtype = types_pb2.DATA_TYPE_FLOAT32
         tensor.shape.extend(rows.shape)
-        tensor.data = rows.astype("<f4", copy=False).tobytes()
-        labels = getattr(model.manifest.output, "labels", ())
+        tensor.data = rows.tobytes() if rows.dtype == FLOAT32 else rows.astype(FLOAT32).tobytes()
+        labels = model.manifest.output.labels if form is Form.VALUES and model.manifest.output.kind == "numeric" else ()
         if labels:
             output.labels.extend(labels[index] for index in rows.argmax(1))
 

@@ -54,8 +54,11 @@ async def pump_many_to_many(first: inference_pb2.ManyToManyRequest, requests: As
     for message in further:
         await _take(call, intake, message)
     async for message in requests:
-        for each in unfold(message):
-            await _take(call, intake, each)
+        if message.more:
+            for each in unfold(message):
+                await _take(call, intake, each)
+        else:
+            await _take(call, intake, message)
     call.half_close()
 
 

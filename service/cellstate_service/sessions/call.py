@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from cellstate_service.engine.engine import Engine
 from cellstate_service.engine.outbox import Emitted, Item, Outbox
-from cellstate_service.engine.request import Event, Failed, Request
+from cellstate_service.engine.request import Request
 from cellstate_service.engine.resident import Resident
 from cellstate_service.errors import CellstateError
 from cellstate_service.models.loading import LoadedModel
@@ -40,24 +40,21 @@ class CallOutbox(Outbox):
     """An outbox that tells its call when something has arrived, and lets it look for an error without waiting. Loop only.
 
     Attributes:
-        failure: Why the call failed; what was emitted before can still be taken.
         listener: Called when events have arrived, beside whoever waits.
         waiter: Resolved when events have arrived.
     """
 
-    __slots__ = ("failure", "listener", "waiter")
+    __slots__ = ("listener", "waiter")
 
     def __init__(self, window: int, coalesced: int) -> None:
         super().__init__(window, coalesced)
-        self.failure: CellstateError | None = None
         self.listener: Callable[[], None] | None = None
         self.waiter: asyncio.Future[None] | None = None
 
-    def push(self, event: Event) -> None:
-        """Take in one event from the engine."""
-        if isinstance(event, Failed) and self.failure is None:
-            self.failure = event.error
-        super().push(event)
+    @property
+    def failure(self) -> CellstateError | None:
+        """Why the call failed; what was emitted before can still be taken."""
+        return self._error
 
     def wake(self) -> None:
         """Tell who waits, and the listener."""
@@ -73,13 +70,11 @@ class Call:
     Attributes:
         model: The model that it runs on.
         session: Its session, or None where the state ends with the call.
-        stream_token: Whoever presents it supersedes this call.
     """
 
     def __init__(self, engine: Engine, resident: Resident, session: "Session | None", bounds: CallBounds) -> None:
         self.model: LoadedModel = engine.model
         self.session = session
-        self.stream_token = secrets.token_urlsafe(12)
         row_bytes = 4 * engine.model.network.output_size
         self.outbox = CallOutbox(max(1, min(bounds.window_steps, WINDOW_BYTES // row_bytes)), max(1, MESSAGE_BYTES // row_bytes))
         self._engine = engine
@@ -88,9 +83,17 @@ class Call:
         self._queued: deque[tuple[int, int]] = deque()  # steps and bytes of input of each request or stop that has not been answered
         self._queued_steps = 0
         self._queued_bytes = 0
-        self._room = asyncio.Event()
-        self._room.set()
+        self._room: asyncio.Event | None = None  # made where somebody waits for it
         self._half_closed = False
+        self._failing = False
+        self._stream_token = ""
+
+    @property
+    def stream_token(self) -> str:
+        """Whoever presents it supersedes this call. Drawn when it is first asked for: most calls end without anybody having learned of it."""
+        if not self._stream_token:
+            self._stream_token = secrets.token_urlsafe(12)
+        return self._stream_token
 
     @property
     def seed(self) -> int:
@@ -117,12 +120,16 @@ class Call:
 
     @property
     def has_room(self) -> bool:
-        """Whether more may be handed over now."""
-        return self._room.is_set()
+        """Whether more may be handed over now: the engine has worked off enough of what was, or the call has ended."""
+        if self._failing:
+            return True
+        return self._queued_steps < self._max_queued_steps and self._queued_bytes < QUEUED_BYTES and len(self._queued) < MAX_QUEUED_REQUESTS
 
     async def room(self) -> None:
         """Wait until the engine has worked off enough of what was handed over."""
-        await self._room.wait()
+        while not self.has_room:
+            self._room = asyncio.Event()
+            await self._room.wait()
 
     @property
     def failure(self) -> CellstateError | None:
@@ -177,13 +184,15 @@ class Call:
             steps, size = self._queued.popleft()
             self._queued_steps -= steps
             self._queued_bytes -= size
-            self._update_room()
+            if self._room is not None and self.has_room:
+                self._open_room()
         return item
 
     def fail(self, error: CellstateError) -> None:
         """End the call from outside: its session was deleted, or a newer call took over."""
         self._engine.cancel(self._resident, self.outbox, error)
-        self._room.set()
+        self._failing = True
+        self._open_room()
 
     def end(self) -> None:
         """Drop what is left of its requests, and its state where it has no session."""
@@ -196,10 +205,8 @@ class Call:
         self._queued.append((steps, size))
         self._queued_steps += steps
         self._queued_bytes += size
-        self._update_room()
 
-    def _update_room(self) -> None:
-        if self._queued_steps < self._max_queued_steps and self._queued_bytes < QUEUED_BYTES and len(self._queued) < MAX_QUEUED_REQUESTS:
+    def _open_room(self) -> None:
+        if self._room is not None:
             self._room.set()
-        else:
-            self._room.clear()
+            self._room = None
