@@ -7,15 +7,15 @@ from cellstate.v1 import inference_pb2, inference_pb2_grpc
 from cellstate_service.engine.outbox import Emitted
 from cellstate_service.engine.request import Emit, Finished
 from cellstate_service.errors import InvalidInput, Reason, Unavailable
-from cellstate_service.rpc.calls import collect, open_call, opened
+from cellstate_service.rpc.calls import open_call, opened
 from cellstate_service.rpc.decode import decode_emit
-from cellstate_service.rpc.encode import encode_completion, fill_completion, fill_output
+from cellstate_service.rpc.encode import fill_completion, fill_output
 from cellstate_service.rpc.gateway import Gateway
 from cellstate_service.rpc.intake import Intake
 from cellstate_service.rpc.interceptor import CallContext
 from cellstate_service.rpc.programs import Opening, ProgramDecoder
 from cellstate_service.rpc.runs import Runner
-from cellstate_service.rpc.streams import pump_many_to_many, pumping, tell
+from cellstate_service.rpc.streams import field_of, fill, pump_many_to_many, pumping
 from cellstate_service.sessions.call import Call
 from cellstate_service.sessions.manager import SessionManager
 
@@ -38,8 +38,13 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             step = await self._decoder.one_step(request, opening)
             held.begin()
             call.submit(step)
-            outputs, _, finished = await collect(call, opening)
-            return inference_pb2.OneToOneResponse(output=outputs, completion=encode_completion(finished))
+            response = inference_pb2.OneToOneResponse()
+            while isinstance(item := call.next_ready() or await call.next(), Emitted):
+                fill_output(response.output, item, opening.form, call.model)
+            if isinstance(item, Finished):
+                fill_completion(response.completion, item)
+                return response
+        raise Unavailable("the call ended before it was answered: call again")  # nothing half-closes this call
 
     async def ManyToOne(  # type: ignore[override]
         self, request_iterator: AsyncIterator[inference_pb2.ManyToOneRequest], context: CallContext
@@ -90,9 +95,10 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             held.begin()
             await context.write(inference_pb2.ManyToManyResponse(opened=await opened(call)))
             async with pumping(call, pump_many_to_many(first, request_iterator, Intake(self._decoder, opening))):
-                while (item := await call.next()) is not None:
-                    response = inference_pb2.ManyToManyResponse()
-                    if tell(item, response, opening):
+                while (item := call.next_ready() or await call.next()) is not None:
+                    if field_of(item) is not None:
+                        response = inference_pb2.ManyToManyResponse()
+                        fill(response, item, opening)
                         await context.write(response)
 
     async def Run(self, request: inference_pb2.RunRequest, context: CallContext) -> inference_pb2.RunResponse:  # type: ignore[override]

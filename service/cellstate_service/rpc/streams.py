@@ -71,14 +71,6 @@ async def _take(call: Call, intake: Intake, message: inference_pb2.ManyToManyReq
     await intake.take(message)
 
 
-def tell(item: Item, response: inference_pb2.ManyToManyResponse, opening: Opening) -> bool:
-    """Put an item into a response and return whether there was anything to tell."""
-    field = field_of(item)
-    if field is not None:
-        fill(response, item, opening)
-    return field is not None
-
-
 def field_of(item: Item) -> int | None:
     """Return the number of the response's field that tells an item; None where nothing does: the end of a chunk whose outputs were answered."""
     if isinstance(item, Emitted):
