@@ -121,7 +121,10 @@ async def decode_inputs(sequence: types_pb2.Sequence, model: LoadedModel, limits
     elif kind == "text":
         inputs = await _text(sequence.text, model, limits, f"{field}.text")
     elif kind == "tokens":
-        _check_steps(len(sequence.tokens.ids), limits, field)
+        ids = sequence.tokens.ids
+        if len(ids) == 1 and ids[0] < model.manifest.input.size:  # a step of a closed loop: the quick way
+            return np.array((ids[0],), dtype=np.int64)
+        _check_steps(len(ids), limits, field)
         inputs = decode_tokens(sequence.tokens, model.manifest.input.size, f"{field}.tokens.ids")
     else:
         raise InvalidInput(
@@ -140,8 +143,6 @@ def _check_steps(steps: int, limits: InputLimits, field: str) -> None:
 
 def decode_tokens(tokens: types_pb2.TokenIds, vocabulary: int, field: str) -> NDArray[np.int64]:
     """Return token ids int64 [T], each below the vocabulary size."""
-    if len(tokens.ids) == 1 and tokens.ids[0] < vocabulary:  # a step of a closed loop
-        return np.array((tokens.ids[0],), dtype=np.int64)
     ids = np.fromiter(tokens.ids, dtype=np.int64, count=len(tokens.ids))
     if len(ids) and ids.max() >= vocabulary:
         at = int(np.argmax(ids >= vocabulary))

@@ -115,25 +115,21 @@ class Gateway:
                 check_flat(message)
             if channel is None:
                 self._open(message)
+            elif channel.closing:
+                raise InvalidInput("channel: it is being closed; wait for `closed` before it is used again", Reason.STREAM_PROTOCOL, field="channel")
+            elif message.HasField("close"):
+                channel.closing = True
+                self._mark(channel)
+            elif not channel.held.call.has_room:
+                raise Exhausted("channel: too many of its inputs wait for the model; read outputs before sending more", Reason.OVERLOADED, retry_after_s=1.0)
             else:
-                await self._hand_over(channel, message)
+                await channel.intake.take(message)
         except CellstateError as error:
             await self._refuse(message.channel, channel, error)
         except Exception:
             fault = unexpected()
             _log.exception("unexpected fault in a channel", log_id=fault.metadata["log_id"])
             await self._refuse(message.channel, channel, fault)
-
-    async def _hand_over(self, channel: Channel, message: inference_pb2.ManyToManyRequest) -> None:
-        if channel.closing:
-            raise InvalidInput("channel: it is being closed; wait for `closed` before it is used again", Reason.STREAM_PROTOCOL, field="channel")
-        if message.HasField("close"):
-            channel.closing = True
-            self._mark(channel)
-        elif not channel.held.call.has_room:
-            raise Exhausted("channel: too many of its inputs wait for the model; read outputs before sending more", Reason.OVERLOADED, retry_after_s=1.0)
-        else:
-            await channel.intake.take(message)
 
     async def _refuse(self, number: int, channel: Channel | None, error: CellstateError) -> None:
         """Tell an error: of a channel in its turn, behind the answers to what came before it; of a number that no channel has, at once."""
@@ -227,8 +223,9 @@ class Gateway:
 
     def _mark(self, channel: Channel) -> None:
         """Note that something may be ready on a channel."""
+        if not self._ready:  # whoever came first has woken the writer
+            self._wake()
         self._ready[channel] = None
-        self._wake()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
