@@ -10,9 +10,11 @@ Numbers go in and come out as numpy arrays, text as str; errors are those of `ce
 """
 
 from cellstate._aio.client import AsyncClient
+from cellstate._aio.gateway import AsyncChannel, AsyncGateway
 from cellstate._aio.session import AsyncSession
 from cellstate._aio.streams import AsyncOutputs, AsyncStream
 from cellstate._sync.client import Client
+from cellstate._sync.gateway import Channel, Gateway
 from cellstate._sync.session import Session
 from cellstate._sync.streams import Outputs, Stream
 from cellstate._version import __version__
@@ -48,6 +50,7 @@ from cellstate.inputs import AsyncChunks, Chunks, Input, Tokens, Values, tokens,
 from cellstate.outputs import Completion, Emit, FinishReason, Form, Output, Result
 from cellstate.programs import (
     CallOptions,
+    ChannelOptions,
     DirectiveOptions,
     DrawOptions,
     Generation,
@@ -63,8 +66,10 @@ __all__ = [
     "TLS",
     "Aborted",
     "AlreadyExists",
+    "AsyncChannel",
     "AsyncChunks",
     "AsyncClient",
+    "AsyncGateway",
     "AsyncOutputs",
     "AsyncSession",
     "AsyncStream",
@@ -72,6 +77,8 @@ __all__ = [
     "Cancelled",
     "CellKind",
     "CellstateError",
+    "Channel",
+    "ChannelOptions",
     "Chunks",
     "Client",
     "Completion",
@@ -84,6 +91,7 @@ __all__ = [
     "ErrorDetails",
     "FinishReason",
     "Form",
+    "Gateway",
     "Generation",
     "GenerationDefaults",
     "GenerationOptions",

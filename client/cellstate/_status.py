@@ -69,7 +69,14 @@ def error_from_failure(failure: error_pb2.Failure) -> CellstateError:
     """Make the typed error of one program in `Run`, or of one channel of a stream."""
     name = _BY_CODE.get(failure.code, (str(failure.code),))[0]
     metadata = {"position": str(failure.position)} if failure.HasField("position") else {}
-    return _make(failure.code, failure.message, ErrorDetails(reason=_reason_name(failure.reason) or name, code=name, field=failure.field, metadata=metadata))
+    details = ErrorDetails(
+        reason=_reason_name(failure.reason) or name,
+        code=name,
+        field=failure.field,
+        metadata=metadata,
+        retry_after_s=failure.retry_after_s if failure.HasField("retry_after_s") else None,
+    )
+    return _make(failure.code, failure.message, details)
 
 
 def _make(code: int, message: str, details: ErrorDetails) -> CellstateError:

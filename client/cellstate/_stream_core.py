@@ -24,6 +24,7 @@ class StreamCore:
         events: Outputs and completions that arrived and were not taken yet.
         stops: Positions at which stop directives took effect, not taken yet.
         position: The last position heard of.
+        opened: The opening was answered.
         half_closed: Nothing more may be sent.
         ended: Nothing more arrives.
         error: Why it ended, where it failed.
@@ -38,6 +39,7 @@ class StreamCore:
         self.events: deque[Output | Completion] = deque()
         self.stops: deque[int] = deque()
         self.position = 0
+        self.opened = False
         self.half_closed = False
         self.ended = False
         self.error: CellstateError | None = None
@@ -49,6 +51,11 @@ class StreamCore:
         if pieces is None:
             raise InvalidInput("send takes one chunk at a time: text, numbers or an array", ErrorDetails(field="input"))
         return [_Request(input=inference_pb2.InputChunk(values=self.call.guess.to_sequence(piece), emit=to_emit(emit))) for piece in pieces]
+
+    def one_step(self, value: Any, emit: Emit) -> inference_pb2.ManyToManyRequest:
+        """Return the message that carries one step, of which a vector is the features."""
+        self._check_open()
+        return _Request(input=inference_pb2.InputChunk(values=self.call.guess.to_sequence(value, one_step=True), emit=to_emit(emit)))
 
     def generate(self, options: DirectiveOptions) -> inference_pb2.ManyToManyRequest:
         """Return the directive to generate."""
@@ -69,6 +76,7 @@ class StreamCore:
     def feed(self, response: inference_pb2.ManyToManyResponse) -> None:
         """Sort a message that arrived."""
         if response.HasField("opened"):
+            self.opened = True
             self.position = response.opened.position
         for event in self.reader.read(response):
             self.position = event.position

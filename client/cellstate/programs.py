@@ -72,6 +72,20 @@ class StreamOptions(CallOptions, total=False):
     emit: Emit | str | None
 
 
+class ChannelOptions(DrawOptions, total=False):
+    """Options of a channel of a gateway: those of `DrawOptions` and these.
+
+    Keys:
+        form: Form of the outputs: text, tokens, values or logits. Left out: text for a model with a tokenizer, tokens without one, values for a numeric model.
+        log_probabilities: Also answer the natural logarithm of each drawn token's probability.
+        emit: Which outputs of inputs are answered: all (the default), last or none. `last` answers one output per chunk.
+    """
+
+    form: Form | str | None
+    log_probabilities: bool
+    emit: Emit | str | None
+
+
 class SessionOptions(TypedDict, total=False):
     """Settings of a new session.
 

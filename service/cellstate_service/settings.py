@@ -101,9 +101,11 @@ class LimitsSettings(Group):
     max_message_bytes: int = Field(default=4 * 1024 * 1024, ge=1024, le=2**31 - 1, description="Size of a message that is received, in bytes.")
     max_input_steps: Count = Field(default=100_000, description="Steps of input in one message.")
     max_programs: Count = Field(default=1024, description="Programs in one Run call.")
+    max_channels: Count = Field(default=1024, description="Channels of one ManyToMany stream; each counts as a call in engine.max_calls too.")
     max_concurrent_streams: Count = Field(default=1024, description="Calls at once on one connection.")
     queued_steps: Count = Field(
-        default=65_536, description="Steps of input that one stream may have waiting; beyond, the server stops reading until they are consumed."
+        default=65_536,
+        description="Steps of input that one stream may have waiting; beyond, it is not read until they are consumed. One of many channels fails instead.",
     )
 
 

@@ -44,6 +44,7 @@ async def run(folder: Path, *command: str | Path, **environment: str) -> str:
         ("closed_loop.py", "next year"),
         ("sessions.py", "temperature"),
         ("many_callers.py", "says the same: True"),
+        ("gateway.py", "position of the second: 51"),
     ],
 )
 async def test_an_example_runs(server: Served, example: str, told: str) -> None:

@@ -26,7 +26,7 @@ from cellstate_service.settings import SessionSettings
 from tests.integration.canary import Canary, canary_on
 from tests.integration.serving import Served, serving
 from tests.integration.snapshots import export, import_of, tampered
-from tests.integration.stubs import STOP, Stubs, chunk, generate, generation, on_session, open_many, read_refusal, text
+from tests.integration.stubs import STOP, Stubs, chunk, generate, generation, on_model, on_session, open_many, read_refusal, text
 from tests.integration.tokens import OwnersStubs, write_tokens
 from tests.integration.wild import MAX_STEPS_LIMIT, NAMES, messages
 from tests.models_on_disk import write_feed_forward, write_recurrent
@@ -166,6 +166,56 @@ async def test_outputs_of_a_stream_are_contiguous_up_to_its_end(target: Target, 
         generations, stops = (sum(message.HasField(kind) for message in requests) for kind in ("generate", "stop"))
         assert sum(answer.HasField("completion") for answer in answers) == generations
         assert sum(answer.HasField("stopped") for answer in answers) == stops
+
+
+OPENINGS: st.SearchStrategy[ManyToManyRequest] = st.sampled_from(["text", "text", "no such"]).map(lambda model: open_many(on_model(model)))
+CLOSE = ManyToManyRequest(close=inference_pb2.CloseDirective())
+
+
+@st.composite
+def gateways(draw: st.DrawFn) -> list[ManyToManyRequest]:
+    """What a gateway sends: messages on a few channels, in the right order or not, some of them put into others."""
+    sent = []
+    for number in draw(st.lists(st.integers(0, 3), max_size=16)):
+        message = ManyToManyRequest()
+        message.CopyFrom(draw(ORDERLY | OPENINGS | st.just(CLOSE)))
+        message.channel = number
+        if sent and draw(st.booleans()):
+            sent[-1].more.append(message)
+        else:
+            sent.append(message)
+    return sent
+
+
+@fuzzed
+@given(requests=gateways(), wild=st.none() | messages(ManyToManyRequest.DESCRIPTOR))
+async def test_channels_of_a_stream_are_told_in_order_whatever_is_sent(target: Target, requests: list[ManyToManyRequest], wild: Message | None) -> None:
+    first = ManyToManyRequest(open=open_many(on_model("text")).open, channel=1)
+    sent = [first, *requests, *([] if wild is None else [wild])]
+
+    answers = [ManyToManyResponse.FromString(data) for data in await target.send(MANY_TO_MANY, [message.SerializeToString() for message in sent])]
+
+    positions: dict[int, int] = {}
+    for part in [part for answer in answers for part in (answer, *answer.more)]:
+        note(str(part).replace("\n", " "))
+        if part.HasField("opened"):
+            assert part.channel not in positions
+            positions[part.channel] = part.opened.position
+        if part.HasField("output"):
+            assert part.output.first_position in {positions[part.channel], positions[part.channel] + (positions[part.channel] == 0)}
+            positions[part.channel] = part.output.position
+        if part.HasField("completion") and not positions[part.channel]:  # the start value was consumed without an output, and then it was stopped
+            assert part.completion.position <= 1
+            positions[part.channel] = part.completion.position
+        for kind in ("completion", "stopped", "closed"):
+            if part.HasField(kind):
+                assert getattr(part, kind).position == positions[part.channel]
+        if part.HasField("closed"):
+            del positions[part.channel]
+        if part.HasField("failure"):
+            positions.pop(part.channel, None)
+    if wild is None:
+        assert not positions
 
 
 async def _make_sure(target: Target, name: str, model: str) -> None:

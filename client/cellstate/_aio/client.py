@@ -8,6 +8,7 @@ from typing import Any, Self, Unpack
 
 from cellstate import _calls, _session_calls
 from cellstate._aio import modes
+from cellstate._aio.gateway import AsyncGateway
 from cellstate._aio.session import AsyncSession
 from cellstate._aio.streams import AsyncOutputs, AsyncStream
 from cellstate._aio.transport import Transport
@@ -80,6 +81,14 @@ class AsyncClient:
     def stream(self, model: str | AsyncSession, **options: Unpack[StreamOptions]) -> AsyncStream:
         """Open a full-duplex stream of inputs and directives; see `Stream`."""
         return AsyncStream(self._transport, model, options)
+
+    def gateway(self, *, timeout_s: float | None = None) -> AsyncGateway:
+        """Open one stream for many sessions, whose steps go together; see `Gateway`.
+
+        Args:
+            timeout_s: Seconds after which the stream ends with `DeadlineExceeded`; None for none.
+        """
+        return AsyncGateway(self._transport, timeout_s)
 
     async def run(self, programs: Sequence[Program], *, timeout_s: float | None = None) -> list[Result | CellstateError]:
         """Run independent programs together, in one call.

@@ -8,6 +8,7 @@ from typing import Any, Self, Unpack
 from cellstate import _calls, _session_calls
 from cellstate._stubs import Raw
 from cellstate._sync import modes
+from cellstate._sync.gateway import Gateway
 from cellstate._sync.session import Session
 from cellstate._sync.streams import Outputs, Stream
 from cellstate._sync.transport import Transport
@@ -87,6 +88,14 @@ class Client:
     def stream(self, model: str | Session, **options: Unpack[StreamOptions]) -> Stream:
         """Open a full-duplex stream of inputs and directives; see `Stream`."""
         return Stream(self._transport, model, options)
+
+    def gateway(self, *, timeout_s: float | None = None) -> Gateway:
+        """Open one stream for many sessions, whose steps go together; see `Gateway`.
+
+        Args:
+            timeout_s: Seconds after which the stream ends with `DeadlineExceeded`; None for none.
+        """
+        return Gateway(self._transport, timeout_s)
 
     def run(self, programs: Sequence[Program], *, timeout_s: float | None = None) -> list[Result | CellstateError]:
         """Run independent programs together, in one call.

@@ -203,6 +203,7 @@ class Failure(google.protobuf.message.Message):
     MESSAGE_FIELD_NUMBER: builtins.int
     FIELD_FIELD_NUMBER: builtins.int
     POSITION_FIELD_NUMBER: builtins.int
+    RETRY_AFTER_S_FIELD_NUMBER: builtins.int
     code: builtins.int
     """A `google.rpc.Code` number, never 0."""
     reason: global___ErrorReason.ValueType
@@ -213,6 +214,8 @@ class Failure(google.protobuf.message.Message):
     """Path of the field at fault, where one is."""
     position: builtins.int
     """Where the session stands, after its last completed step."""
+    retry_after_s: builtins.float
+    """Seconds to wait before trying again, where that helps."""
     def __init__(
         self,
         *,
@@ -221,9 +224,13 @@ class Failure(google.protobuf.message.Message):
         message: builtins.str = ...,
         field: builtins.str = ...,
         position: builtins.int | None = ...,
+        retry_after_s: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_position", b"_position", "position", b"position"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_position", b"_position", "code", b"code", "field", b"field", "message", b"message", "position", b"position", "reason", b"reason"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_position", b"_position", "_retry_after_s", b"_retry_after_s", "position", b"position", "retry_after_s", b"retry_after_s"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_position", b"_position", "_retry_after_s", b"_retry_after_s", "code", b"code", "field", b"field", "message", b"message", "position", b"position", "reason", b"reason", "retry_after_s", b"retry_after_s"]) -> None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_position", b"_position"]) -> typing.Literal["position"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_retry_after_s", b"_retry_after_s"]) -> typing.Literal["retry_after_s"] | None: ...
 
 global___Failure = Failure

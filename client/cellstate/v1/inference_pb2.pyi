@@ -469,6 +469,18 @@ class Acknowledgement(google.protobuf.message.Message):
 global___Acknowledgement = Acknowledgement
 
 @typing.final
+class CloseDirective(google.protobuf.message.Message):
+    """End a channel of a gateway's stream once all that was sent on it before is answered. A stream on channel 0 is half-closed instead."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___CloseDirective = CloseDirective
+
+@typing.final
 class ManyToManyRequest(google.protobuf.message.Message):
     """First the opening, then chunks and directives in any order."""
 
@@ -479,12 +491,14 @@ class ManyToManyRequest(google.protobuf.message.Message):
     GENERATE_FIELD_NUMBER: builtins.int
     STOP_FIELD_NUMBER: builtins.int
     ACKNOWLEDGE_FIELD_NUMBER: builtins.int
+    CLOSE_FIELD_NUMBER: builtins.int
     CHANNEL_FIELD_NUMBER: builtins.int
+    MORE_FIELD_NUMBER: builtins.int
     channel: builtins.int
     """Chosen by the caller: each channel of a stream carries one session, so that a gateway moves the steps of many in one stream. 0 where a stream carries one."""
     @property
     def open(self) -> global___ManyToManyOpen:
-        """First message (of each channel) only."""
+        """First message only; of a gateway's stream, the first of each channel."""
 
     @property
     def input(self) -> global___InputChunk:
@@ -502,6 +516,16 @@ class ManyToManyRequest(google.protobuf.message.Message):
     def acknowledge(self) -> global___Acknowledgement:
         """Acknowledge outputs."""
 
+    @property
+    def close(self) -> global___CloseDirective:
+        """End the channel."""
+
+    @property
+    def more(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ManyToManyRequest]:
+        """Further messages, each with its own channel, applied after this one in their order. They may not carry `more` themselves (STREAM_PROTOCOL). One message so
+        carries the steps of many sessions.
+        """
+
     def __init__(
         self,
         *,
@@ -510,11 +534,13 @@ class ManyToManyRequest(google.protobuf.message.Message):
         generate: global___GenerateDirective | None = ...,
         stop: global___StopDirective | None = ...,
         acknowledge: global___Acknowledgement | None = ...,
+        close: global___CloseDirective | None = ...,
         channel: builtins.int = ...,
+        more: collections.abc.Iterable[global___ManyToManyRequest] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["acknowledge", b"acknowledge", "generate", b"generate", "input", b"input", "message", b"message", "open", b"open", "stop", b"stop"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["acknowledge", b"acknowledge", "channel", b"channel", "generate", b"generate", "input", b"input", "message", b"message", "open", b"open", "stop", b"stop"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["message", b"message"]) -> typing.Literal["open", "input", "generate", "stop", "acknowledge"] | None: ...
+    def HasField(self, field_name: typing.Literal["acknowledge", b"acknowledge", "close", b"close", "generate", b"generate", "input", b"input", "message", b"message", "open", b"open", "stop", b"stop"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["acknowledge", b"acknowledge", "channel", b"channel", "close", b"close", "generate", b"generate", "input", b"input", "message", b"message", "more", b"more", "open", b"open", "stop", b"stop"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["message", b"message"]) -> typing.Literal["open", "input", "generate", "stop", "acknowledge", "close"] | None: ...
 
 global___ManyToManyRequest = ManyToManyRequest
 
@@ -537,6 +563,24 @@ class Stopped(google.protobuf.message.Message):
 global___Stopped = Stopped
 
 @typing.final
+class Closed(google.protobuf.message.Message):
+    """The answer to a close directive, or to the stream's half-close: the channel has ended, and its session is free."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    POSITION_FIELD_NUMBER: builtins.int
+    position: builtins.int
+    """The position of the session, after all that the channel asked for."""
+    def __init__(
+        self,
+        *,
+        position: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["position", b"position"]) -> None: ...
+
+global___Closed = Closed
+
+@typing.final
 class ManyToManyResponse(google.protobuf.message.Message):
     """What happened on one channel. Fields may come together in one message; they apply in the order of their numbers."""
 
@@ -547,7 +591,9 @@ class ManyToManyResponse(google.protobuf.message.Message):
     COMPLETION_FIELD_NUMBER: builtins.int
     STOPPED_FIELD_NUMBER: builtins.int
     FAILURE_FIELD_NUMBER: builtins.int
+    CLOSED_FIELD_NUMBER: builtins.int
     CHANNEL_FIELD_NUMBER: builtins.int
+    MORE_FIELD_NUMBER: builtins.int
     channel: builtins.int
     """The channel that this message belongs to."""
     @property
@@ -570,6 +616,14 @@ class ManyToManyResponse(google.protobuf.message.Message):
     def failure(self) -> cellstate.v1.error_pb2.Failure:
         """The channel failed and is closed; the stream goes on. On a stream of one channel an error ends the stream with a status instead."""
 
+    @property
+    def closed(self) -> global___Closed:
+        """The channel ended as asked. Gateways' streams only."""
+
+    @property
+    def more(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ManyToManyResponse]:
+        """Further messages, each with its own channel, that happened after this one in their order. They carry no `more` themselves. Gateways' streams only."""
+
     def __init__(
         self,
         *,
@@ -578,10 +632,12 @@ class ManyToManyResponse(google.protobuf.message.Message):
         completion: cellstate.v1.types_pb2.Completion | None = ...,
         stopped: global___Stopped | None = ...,
         failure: cellstate.v1.error_pb2.Failure | None = ...,
+        closed: global___Closed | None = ...,
         channel: builtins.int = ...,
+        more: collections.abc.Iterable[global___ManyToManyResponse] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["completion", b"completion", "failure", b"failure", "opened", b"opened", "output", b"output", "stopped", b"stopped"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["channel", b"channel", "completion", b"completion", "failure", b"failure", "opened", b"opened", "output", b"output", "stopped", b"stopped"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["closed", b"closed", "completion", b"completion", "failure", b"failure", "opened", b"opened", "output", b"output", "stopped", b"stopped"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["channel", b"channel", "closed", b"closed", "completion", b"completion", "failure", b"failure", "more", b"more", "opened", b"opened", "output", b"output", "stopped", b"stopped"]) -> None: ...
 
 global___ManyToManyResponse = ManyToManyResponse
 

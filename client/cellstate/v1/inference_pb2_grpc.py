@@ -103,6 +103,19 @@ class InferenceServiceServicer(object):
         the order in which they arrive. Half-close means: finish what was asked, then OK. Idempotent where positions are given. Refuses a second opening and messages
         before the first. A stop takes effect at the position that its answer names; until that answer is there the caller sends nothing more. Uses renew the
         session's expiry, and an open stream keeps its session from expiring.
+
+        Channels. The channel of the stream's first message decides what the stream is. 0: it carries one session on channel 0; a message on another channel is
+        refused, and errors end the stream with a status. Otherwise it is a gateway's stream: each channel carries a session of its own, or a fresh state, and what is
+        said above of a stream holds for each channel by itself.
+        - A channel is opened by its own `open`, answered by `opened`, and ended by `close`, answered by `closed` when all before it is answered. Half-close closes all.
+        - An error is told as `failure` on its channel, after the answers to all that was applied before it. It closes that channel only; the stream and the other
+        channels go on. What the caller had sent on the channel before it learned of this is dropped. After `closed` or `failure` the number may be opened again.
+        - A message for a channel that is not open, and any on channel 0, is answered by a `failure` with STREAM_PROTOCOL.
+        - Each channel counts as a call in the server's limit of calls; a stream has at most `limits.max_channels` of them (RESOURCE_EXHAUSTED on the channel).
+        - No channel holds up another. The stream is read whatever waits: a channel whose inputs that wait exceed the bound of a stream (`limits.queued_steps`, 8 MiB,
+        1,024 messages) fails with RESOURCE_EXHAUSTED instead. Outputs that are not read are bounded for each channel, then its session pauses. Only where the caller
+        does not read while 1,024 failures of channels that were not open wait for it is the stream not read either.
+        - Whatever is ready on all channels when the server writes goes into one message by `more`, up to about 1 MiB. A stream on channel 0 is never answered with `more`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -73,9 +74,10 @@ class Outbox:
         taken: Steps that the caller took. Written by the loop.
         paused: The session waits for the caller to take outputs. Written by the engine thread.
         dropped: The call failed or ended, so that the engine takes no more requests of it. Written by the engine thread.
+        listener: Called in the loop when events have arrived, beside whoever waits.
     """
 
-    __slots__ = ("_error", "_items", "_waiter", "coalesced", "dropped", "paused", "sent", "taken", "window")
+    __slots__ = ("_error", "_items", "_waiter", "coalesced", "dropped", "listener", "paused", "sent", "taken", "window")
 
     def __init__(self, window: int, coalesced: int) -> None:
         self.window = window
@@ -84,6 +86,7 @@ class Outbox:
         self.taken = 0
         self.paused = False
         self.dropped = False
+        self.listener: Callable[[], None] | None = None
         self._items: deque[Item] = deque()
         self._error: CellstateError | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -118,26 +121,25 @@ class Outbox:
         else:
             self._items.append(event)
 
+    @property
+    def failure(self) -> CellstateError | None:
+        """Why the call failed; what was emitted before can still be taken."""
+        return self._error
+
     def wake(self) -> None:
-        """Wake the caller that waits in `next`."""
+        """Tell who waits for an arrival, and the listener."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+        if self.listener is not None:
+            self.listener()
 
-    async def next(self) -> Item:
-        """Return the next item, waiting for it.
-
-        Raises:
-            CellstateError: The call failed; everything emitted before has been returned.
-        """
-        while not self._items:
-            if self._error is not None:
-                raise self._error
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-        return self._take()
+    async def arrival(self) -> None:
+        """Wait until something arrives."""
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
 
     def next_ready(self) -> Item | None:
         """Return the next item if one is there."""

@@ -4,11 +4,15 @@ Units are base units (seconds, bytes), counters end in `_total`, and no label ev
 from the fixed sets of methods, status codes, reasons and loaded models.
 """
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
+
+from cellstate_service.observability.loop_histogram import LoopHistogram, LoopHistogramChild
 
 StepKind = Literal["consumed", "generated"]
 
@@ -20,7 +24,7 @@ BATCH_BUCKETS_ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0,
 
 
 class Metrics:
-    """The server's metrics as objects of `prometheus_client`; safe to use from any thread.
+    """The server's metrics as objects of `prometheus_client`; safe to use from any thread, but for those of calls' times, which only the event loop counts.
 
     A hot path asks once for `for_method` or `for_model` and keeps what it gets, since finding a child by its labels costs as much as counting.
 
@@ -43,6 +47,7 @@ class Metrics:
             call_seconds=self.call_seconds.labels(method),
             time_to_first_output_seconds=self.time_to_first_output_seconds.labels(method),
             time_between_outputs_seconds=self.time_between_outputs_seconds.labels(method),
+            ended=functools.cache(functools.partial(self.calls_total.labels, method)),
         )
 
     def for_model(self, model: str) -> "ModelMetrics":
@@ -65,9 +70,10 @@ class Metrics:
     def _add_calls(self) -> None:
         self.calls_total = Counter("cellstate_calls_total", "Calls that ended, by status code.", ["method", "code"], registry=self.registry)
         self.calls_in_progress = Gauge("cellstate_calls_in_progress", "Calls that run now.", ["method"], registry=self.registry)
-        self.call_seconds = self._seconds("call", "Time from a call's arrival to its end.", "method", CALL_BUCKETS_S)
-        self.time_to_first_output_seconds = self._seconds("time_to_first_output", "Time from a call's arrival to its first output.", "method", CALL_BUCKETS_S)
-        self.time_between_outputs_seconds = self._seconds("time_between_outputs", "Time between two output messages of a call.", "method", STEP_BUCKETS_S)
+        self.call_seconds = self._loop_seconds("call", "Time from a call's arrival to its end.", "method", CALL_BUCKETS_S)
+        first, between = "Time from a call's arrival to its first output.", "Time between two output messages of a call."
+        self.time_to_first_output_seconds = self._loop_seconds("time_to_first_output", first, "method", CALL_BUCKETS_S)
+        self.time_between_outputs_seconds = self._loop_seconds("time_between_outputs", between, "method", STEP_BUCKETS_S)
         self.refusals_total = Counter("cellstate_refusals_total", "Calls that ended with an error, by its stable reason.", ["reason"], registry=self.registry)
 
     def _add_steps(self) -> None:
@@ -94,15 +100,19 @@ class Metrics:
     def _seconds(self, name: str, text: str, label: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(f"cellstate_{name}_seconds", text, [label], buckets=buckets, registry=self.registry)
 
+    def _loop_seconds(self, name: str, text: str, label: str, buckets: tuple[float, ...]) -> LoopHistogram:
+        return LoopHistogram(f"cellstate_{name}_seconds", text, label, buckets, self.registry)
+
 
 @dataclass(frozen=True, slots=True)
 class MethodMetrics:
-    """One method's children of `Metrics`; `calls_total` is not among them, since its code is known only at the end."""
+    """One method's children of `Metrics`; that of `calls_total` is found by `ended`, since its code is known only at the end."""
 
     calls_in_progress: Gauge
-    call_seconds: Histogram
-    time_to_first_output_seconds: Histogram
-    time_between_outputs_seconds: Histogram
+    call_seconds: LoopHistogramChild
+    time_to_first_output_seconds: LoopHistogramChild
+    time_between_outputs_seconds: LoopHistogramChild
+    ended: Callable[[str], Counter]
 
 
 @dataclass(frozen=True, slots=True)

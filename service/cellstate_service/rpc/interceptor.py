@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
+import inspect
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,19 +23,21 @@ PREFIX = "/cellstate.v1."
 _log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class CallContext:
-    """What a handler may know of its call.
+    """What a handler may know of its call, and how it writes a stream of answers.
 
     Attributes:
         owner: The authenticated principal.
         deadline_s: Monotonic time at which the caller stops waiting; None where it waits for ever.
         refused: Counts an error that is told inside an answer.
+        write: Write one message of a streamed answer, and wait until gRPC has taken it.
     """
 
     owner: str
     deadline_s: float | None
     refused: Callable[[CellstateError], None]
+    write: Callable[[Any], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,30 +66,31 @@ def _checked(message: Any) -> Any:
 
 
 class _Messages:
-    """The messages of a stream, refusing the first that cannot be read."""
+    """The messages of a stream, refusing the first that cannot be read. Reads by the context: gRPC's own iterator costs two generators more per message."""
 
-    def __init__(self, messages: AsyncIterator[Any]) -> None:
-        self._messages = messages
+    __slots__ = ("_read",)
+
+    def __init__(self, context: "grpc.aio.ServicerContext[Any, Any]") -> None:
+        self._read = context.read
 
     def __aiter__(self) -> "_Messages":
         return self
 
     async def __anext__(self) -> Any:
-        return _checked(await anext(self._messages))
-
-
-def _request(request: Any) -> Any:
-    return _Messages(aiter(request)) if hasattr(request, "__aiter__") else _checked(request)
+        message = await self._read()
+        if message is grpc.aio.EOF:
+            raise StopAsyncIteration
+        return _checked(message)
 
 
 class _Record:
     """Counts one call."""
 
-    def __init__(self, metrics: Metrics, method: str) -> None:
-        self._metrics = metrics
-        self._method = method
-        self._children: MethodMetrics = metrics.for_method(method)
-        self._children.calls_in_progress.inc()
+    __slots__ = ("_began_s", "_children", "_last_output_s", "code")
+
+    def __init__(self, children: MethodMetrics) -> None:
+        self._children = children
+        children.calls_in_progress.inc()
         self._began_s = time.monotonic()
         self._last_output_s: float | None = None
         self.code = grpc.StatusCode.OK.name
@@ -100,16 +104,11 @@ class _Record:
             self._children.time_between_outputs_seconds.observe(now_s - self._last_output_s)
         self._last_output_s = now_s
 
-    def refused(self, error: CellstateError) -> None:
-        """Count an error."""
-        self.code = status_code(error).name
-        self._metrics.refusals_total.labels(error.reason.value).inc()
-
     def end(self) -> None:
         """Count the end."""
         self._children.calls_in_progress.dec()
         self._children.call_seconds.observe(time.monotonic() - self._began_s)
-        self._metrics.calls_total.labels(self._method, self.code).inc()
+        self._children.ended(self.code).inc()
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
@@ -118,13 +117,19 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def __init__(self, authenticator: Authenticator, metrics: Metrics) -> None:
         self._authenticator = authenticator
         self._metrics = metrics
+        self._wrapped: dict[str, Any] = {}
 
     async def intercept_service(self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], handler_call_details: grpc.HandlerCallDetails) -> Any:
         """Wrap the handler of one call."""
         handler: Any = await continuation(handler_call_details)
         if handler is None or not handler_call_details.method.startswith(PREFIX):
             return handler
-        method = handler_call_details.method.rsplit("/", 1)[1]
+        wrapped = self._wrapped.get(handler_call_details.method)
+        if wrapped is None:
+            wrapped = self._wrapped[handler_call_details.method] = self._wrap(handler, handler_call_details.method.rsplit("/", 1)[1])
+        return wrapped
+
+    def _wrap(self, handler: Any, method: str) -> Any:
         behavior = handler.stream_stream or handler.unary_stream or handler.stream_unary or handler.unary_unary
         make: Any = {
             (False, False): grpc.unary_unary_rpc_method_handler,
@@ -132,52 +137,67 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             (False, True): grpc.unary_stream_rpc_method_handler,
             (True, True): grpc.stream_stream_rpc_method_handler,
         }[handler.request_streaming, handler.response_streaming]
-        wrapped = self._streaming(behavior, method) if handler.response_streaming else self._single(behavior, method)
-        return make(wrapped, request_deserializer=_tolerant(handler.request_deserializer), response_serializer=handler.response_serializer)
+        if inspect.isasyncgenfunction(behavior):
+            behavior = _written(behavior)
+        guarded = self._guarded(behavior, self._metrics.for_method(method), streams=handler.request_streaming, answers_once=not handler.response_streaming)
+        return make(guarded, request_deserializer=_tolerant(handler.request_deserializer), response_serializer=handler.response_serializer)
 
-    def _single(self, behavior: Any, method: str) -> Any:
+    def _guarded(self, behavior: Any, children: MethodMetrics, *, streams: bool, answers_once: bool) -> Any:
+        """Return what gRPC calls: a coroutine, since that writes a stream of answers with the fewest steps in between."""
+
         async def call(request: Any, context: "grpc.aio.ServicerContext[Any, Any]") -> Any:
-            async with self._guarded(method, context) as (record, known):
-                response = await behavior(_request(request), known)
-                record.output()
-                return response
-
-        return call
-
-    def _streaming(self, behavior: Any, method: str) -> Any:
-        async def call(request: Any, context: "grpc.aio.ServicerContext[Any, Any]") -> AsyncIterator[Any]:
-            async with self._guarded(method, context) as (record, known), contextlib.aclosing(behavior(_request(request), known)) as responses:
-                async for response in responses:
+            record = _Record(children)
+            deadline_s: float | None = None
+            try:
+                owner = self._authenticator.principal(context.invocation_metadata())
+                remaining_s = context.time_remaining()
+                deadline_s = None if remaining_s is None else time.monotonic() + remaining_s
+                known = CallContext(owner, deadline_s, self._count_refusal, _writer(record, context))
+                response = await behavior(_Messages(context) if streams else _checked(request), known)
+                if answers_once:
                     record.output()
-                    yield response
+                return response
+            except CellstateError as error:
+                await self._abort(context, record, error)
+            except asyncio.CancelledError:
+                late = deadline_s is not None and time.monotonic() >= deadline_s
+                record.code = (grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED).name
+                raise
+            except Exception:
+                fault = unexpected()
+                _log.exception("unexpected fault", log_id=fault.metadata["log_id"], behavior=behavior.__qualname__)
+                await self._abort(context, record, fault)
+            finally:
+                record.end()
 
         return call
-
-    @contextlib.asynccontextmanager
-    async def _guarded(self, method: str, context: "grpc.aio.ServicerContext[Any, Any]") -> AsyncIterator[tuple[_Record, CallContext]]:
-        record = _Record(self._metrics, method)
-        deadline_s: float | None = None
-        try:
-            owner = self._authenticator.principal(context.invocation_metadata())
-            remaining_s = context.time_remaining()
-            deadline_s = None if remaining_s is None else time.monotonic() + remaining_s
-            yield record, CallContext(owner, deadline_s, self._count_refusal)
-        except CellstateError as error:
-            await self._abort(context, record, error)
-        except (asyncio.CancelledError, GeneratorExit):
-            late = deadline_s is not None and time.monotonic() >= deadline_s
-            record.code = (grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED).name
-            raise
-        except Exception:
-            fault = unexpected()
-            _log.exception("unexpected fault", log_id=fault.metadata["log_id"], method=method)
-            await self._abort(context, record, fault)
-        finally:
-            record.end()
 
     def _count_refusal(self, error: CellstateError) -> None:
         self._metrics.refusals_total.labels(error.reason.value).inc()
 
     async def _abort(self, context: "grpc.aio.ServicerContext[Any, Any]", record: _Record, error: CellstateError) -> None:
-        record.refused(error)
+        record.code = status_code(error).name
+        self._count_refusal(error)
         await context.abort_with_status(rpc_status.to_status(rich_status(error)))
+
+
+def _writer(record: _Record, context: "grpc.aio.ServicerContext[Any, Any]") -> Callable[[Any], Awaitable[None]]:
+    """Return what counts a message and writes it."""
+    count, write = record.output, context.write
+
+    def counted(response: Any) -> Awaitable[None]:
+        count()
+        return write(response)
+
+    return counted
+
+
+def _written(behavior: Any) -> Any:
+    """Return a handler that writes what another one, an asynchronous generator, yields."""
+
+    async def write(request: Any, known: CallContext) -> None:
+        async with contextlib.aclosing(behavior(request, known)) as responses:
+            async for response in responses:
+                await known.write(response)
+
+    return write

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from cellstate.v1 import inference_pb2, types_pb2
 from cellstate_service.engine.request import Emit, Form, Request, Sampling
-from cellstate_service.errors import InvalidInput, NotOffered, Reason
+from cellstate_service.errors import InvalidInput, Reason
 from cellstate_service.models.loading import LoadedModel
 from cellstate_service.rpc.decode import InputLimits, decode_emit, decode_form, decode_generation, decode_inputs, decode_sampling
 from cellstate_service.sessions.call import Call
@@ -62,8 +62,8 @@ class ProgramDecoder:
     def opening(self, message: object, call: Call, emit: Emit, deadline_s: float | None, path: str = "") -> Opening:
         """Return the settings of any message that has `target`, `output` and perhaps `sampling`; `path` leads to it in the request, with a dot behind."""
         output: types_pb2.OutputOptions = message.output  # type: ignore[attr-defined]
-        names = message.DESCRIPTOR.fields_by_name  # type: ignore[attr-defined]
-        given = message.sampling if "sampling" in names and message.HasField("sampling") else None  # type: ignore[attr-defined]
+        own = not isinstance(message, inference_pb2.OneToManyRequest)  # that one's is in its generation
+        given = message.sampling if own and message.HasField("sampling") else None  # type: ignore[attr-defined]
         return Opening(
             call=call,
             form=decode_form(output, call.model, f"{path}output"),
@@ -84,8 +84,16 @@ class ProgramDecoder:
     async def chunk(self, message: inference_pb2.InputChunk, opening: Opening, emit: Emit) -> Request:
         """Return the request of an input chunk."""
         inputs = await decode_inputs(message.values, opening.call.model, self.limits, "input.values")
-        position = message.position if message.HasField("position") else None
-        return opening.request(inputs=inputs, emit=emit, position=position)
+        return Request(
+            opening.call.outbox,
+            inputs,
+            emit,
+            opening.form,
+            opening.sampling,
+            log_probabilities=opening.log_probabilities,
+            position=message.position if message.HasField("position") else None,
+            deadline_s=opening.deadline_s,
+        )
 
     def generate(self, message: inference_pb2.GenerateDirective, opening: Opening) -> Request:
         """Return the request of a generate directive."""
@@ -138,9 +146,3 @@ class ProgramDecoder:
             raise InvalidInput(
                 f"{field}: the outputs may take {size} bytes, one answer takes {self.limits.max_output_bytes}; use a streaming call", field=field
             )
-
-
-def refuse_channels(message: inference_pb2.ManyToManyRequest) -> None:
-    """Raise NotOffered for channels other than 0: this server carries one session per stream."""
-    if message.channel:
-        raise NotOffered("channel: this server carries one session in each stream; open a stream for each", field="channel")

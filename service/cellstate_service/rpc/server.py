@@ -45,6 +45,7 @@ def server_options(settings: Settings) -> list[tuple[str, int]]:
         ("grpc.http2.min_ping_interval_without_data_ms", int(keepalive.min_client_ping_s * 1000)),
         ("grpc.http2.max_ping_strikes", 2),
         ("grpc.so_reuseport", 0),
+        ("grpc.enable_channelz", 0),  # it counts every message for a service that is not offered
     ]
 
 

@@ -95,4 +95,6 @@ def failure(error: CellstateError) -> error_pb2.Failure:
     )
     if "position" in error.metadata:
         message.position = int(error.metadata["position"])
+    if error.retry_after_s is not None:
+        message.retry_after_s = error.retry_after_s
     return message

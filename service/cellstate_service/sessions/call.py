@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -41,13 +42,11 @@ class Call:
     Attributes:
         model: The model that it runs on.
         session: Its session, or None where the state ends with the call.
-        stream_token: Whoever presents it supersedes this call.
     """
 
     def __init__(self, engine: Engine, resident: Resident, session: "Session | None", bounds: CallBounds) -> None:
         self.model: LoadedModel = engine.model
         self.session = session
-        self.stream_token = secrets.token_urlsafe(12)
         row_bytes = 4 * engine.model.network.output_size
         self.outbox = Outbox(max(1, min(bounds.window_steps, WINDOW_BYTES // row_bytes)), max(1, MESSAGE_BYTES // row_bytes))
         self._engine = engine
@@ -56,8 +55,17 @@ class Call:
         self._queued: deque[tuple[int, int]] = deque()  # steps and bytes of input of each request or stop that has not been answered
         self._queued_steps = 0
         self._queued_bytes = 0
-        self._room = asyncio.Event()
-        self._room.set()
+        self._room: asyncio.Event | None = None  # made where somebody waits for it
+        self._half_closed = False
+        self._failing = False
+        self._stream_token = ""
+
+    @property
+    def stream_token(self) -> str:
+        """Whoever presents it supersedes this call. Drawn when it is first asked for: most calls end without anybody having learned of it."""
+        if not self._stream_token:
+            self._stream_token = secrets.token_urlsafe(12)
+        return self._stream_token
 
     @property
     def seed(self) -> int:
@@ -78,17 +86,58 @@ class Call:
         self._hand_over(0, 0)
         self._engine.stop_generation(self._resident, self.outbox)
 
+    def ask_position(self) -> None:
+        """Have the position told in its turn, behind all that was handed over: `next` returns StopTaken. With generations behind it, see `stop_generation`."""
+        self.stop_generation()
+
+    @property
+    def has_room(self) -> bool:
+        """Whether more may be handed over now: the engine has worked off enough of what was, or the call has ended."""
+        if self._failing:
+            return True
+        return self._queued_steps < self._max_queued_steps and self._queued_bytes < QUEUED_BYTES and len(self._queued) < MAX_QUEUED_REQUESTS
+
     async def room(self) -> None:
         """Wait until the engine has worked off enough of what was handed over."""
-        await self._room.wait()
+        while not self.has_room:
+            self._room = asyncio.Event()
+            await self._room.wait()
 
-    async def next(self) -> Item:
+    @property
+    def failure(self) -> CellstateError | None:
+        """Why the call failed; what was emitted before comes first."""
+        return self.outbox.failure
+
+    def listen(self, listener: Callable[[], None] | None) -> None:
+        """Have `listener` called, in the loop, whenever something may have arrived; None ends it."""
+        self.outbox.listener = listener
+
+    @property
+    def owes(self) -> bool:
+        """Whether a request or a stop that was handed over is not answered yet."""
+        return bool(self._queued)
+
+    def half_close(self) -> None:
+        """Say that nothing more will be handed over: once all is answered, `next` returns None."""
+        self._half_closed = True
+        self.outbox.wake()
+
+    async def next(self) -> Item | None:
         """Return the next item: emitted outputs (all that wait, of contiguous steps), the end of a request, or the answer to a stop.
 
+        None where the call is half-closed and everything has been answered.
+
         Raises:
-            CellstateError: The call failed.
+            CellstateError: The call failed; everything emitted before has been returned.
         """
-        return self._taken(await self.outbox.next())
+        outbox = self.outbox
+        while (item := outbox.next_ready()) is None:
+            if outbox.failure is not None:
+                raise outbox.failure
+            if self._half_closed and not self._queued:
+                return None
+            await outbox.arrival()
+        return self._taken(item)
 
     def next_ready(self) -> Item | None:
         """Return the next item if one is there."""
@@ -103,13 +152,15 @@ class Call:
             steps, size = self._queued.popleft()
             self._queued_steps -= steps
             self._queued_bytes -= size
-            self._update_room()
+            if self._room is not None and self.has_room:
+                self._open_room()
         return item
 
     def fail(self, error: CellstateError) -> None:
         """End the call from outside: its session was deleted, or a newer call took over."""
         self._engine.cancel(self._resident, self.outbox, error)
-        self._room.set()
+        self._failing = True
+        self._open_room()
 
     def end(self) -> None:
         """Drop what is left of its requests, and its state where it has no session."""
@@ -122,10 +173,8 @@ class Call:
         self._queued.append((steps, size))
         self._queued_steps += steps
         self._queued_bytes += size
-        self._update_room()
 
-    def _update_room(self) -> None:
-        if self._queued_steps < self._max_queued_steps and self._queued_bytes < QUEUED_BYTES and len(self._queued) < MAX_QUEUED_REQUESTS:
+    def _open_room(self) -> None:
+        if self._room is not None:
             self._room.set()
-        else:
-            self._room.clear()
+            self._room = None

@@ -156,13 +156,11 @@ async def test_streams_out_of_order_are_refused(stubs: Stubs, case: Case) -> Non
     await case.check(stubs)
 
 
-async def test_channels_are_not_offered(stubs: Stubs) -> None:
-    first = ManyToManyRequest(open=open_many(on_model("lstm-text")).open, channel=1)
+async def test_a_stream_of_one_session_takes_no_channel(stubs: Stubs) -> None:
     later = ManyToManyRequest(input=chunk(text("a")).input, channel=2**64 - 1)
 
-    for messages in ([first], [open_many(on_model("lstm-text")), later]):
-        told = await refusal(stubs.inference.ManyToMany(iter(messages)))
-        assert_told(told, "NOT_OFFERED", "channel", grpc.StatusCode.UNIMPLEMENTED)
+    told = await refusal(stubs.inference.ManyToMany(iter([open_many(on_model("lstm-text")), later])))
+    assert_told(told, "STREAM_PROTOCOL", "channel", grpc.StatusCode.INVALID_ARGUMENT)
 
 
 async def test_an_error_comes_after_the_outputs_before_it(stubs: Stubs) -> None:

@@ -20,6 +20,8 @@ PAIRS = [
     (cellstate.Session, cellstate.AsyncSession),
     (cellstate.Outputs, cellstate.AsyncOutputs),
     (cellstate.Stream, cellstate.AsyncStream),
+    (cellstate.Gateway, cellstate.AsyncGateway),
+    (cellstate.Channel, cellstate.AsyncChannel),
 ]
 OPTIONS = [
     cellstate.DrawOptions,
@@ -27,6 +29,7 @@ OPTIONS = [
     cellstate.DirectiveOptions,
     cellstate.GenerationOptions,
     cellstate.StreamOptions,
+    cellstate.ChannelOptions,
     cellstate.SessionOptions,
     cellstate.ConnectionOptions,
 ]

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from cellstate_service.engine.core import EngineCore
-from cellstate_service.engine.outbox import Outbox
+from cellstate_service.engine.outbox import Item, Outbox
 from cellstate_service.engine.request import Emit, Event, Failed, Form, Generation, Outputs, Request
 from cellstate_service.engine.resident import Resident
 from cellstate_service.models.loading import LoadedModel
@@ -58,3 +58,12 @@ def failure(events: list[Event]) -> Any:
     last = events[-1]
     assert isinstance(last, Failed)
     return last.error
+
+
+async def next_item(box: Outbox) -> Item:
+    """Wait for the next item as a call does."""
+    while (item := box.next_ready()) is None:
+        if box.failure is not None:
+            raise box.failure
+        await box.arrival()
+    return item

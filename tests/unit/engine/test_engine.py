@@ -13,6 +13,7 @@ from cellstate_service.engine.request import Emit, Finished, Form, Generation, R
 from cellstate_service.errors import Exhausted, NotFound, Unavailable
 from cellstate_service.models.loading import LoadedModel
 from cellstate_service.observability.metrics import Metrics
+from tests.unit.engine.asking import next_item
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def generating(steps: int, window: int = 1 << 20) -> Request:
 
 
 async def finished(request: Request) -> Finished:
-    while not isinstance(item := await request.outbox.next(), Finished):
+    while not isinstance(item := await next_item(request.outbox), Finished):
         assert isinstance(item, Emitted)
     return item
 
@@ -48,7 +49,7 @@ async def test_requests_are_answered_in_order_beside_each_other(engine: Engine) 
 async def test_a_question_is_answered_between_two_steps_of_a_long_generation(engine: Engine) -> None:
     resident, request = engine.new_resident(1), generating(1_000_000)
     engine.submit(resident, request)
-    await request.outbox.next()
+    await next_item(request.outbox)
     state = await engine.read(resident)
     assert state.position > 0
     assert state.last_output is not None
@@ -95,7 +96,7 @@ async def test_an_answer_without_waiting_for_more(engine: Engine) -> None:
     resident = engine.new_resident(0)
     request = Request(Outbox(9, 9), inputs=np.array([1]), emit=Emit.LAST, form=Form.LOGITS)
     engine.submit(resident, request)
-    item = await request.outbox.next()
+    item = await next_item(request.outbox)
     assert isinstance(item, Emitted)
     assert (item.first_position, item.position) == (0, 1)
 
@@ -107,7 +108,7 @@ async def test_stopping_fails_what_runs_waits_and_is_asked_later(tokens_model: L
     residents = [engine.new_resident(seed) for seed in range(3)]
     for resident, request in zip(residents, requests, strict=True):
         engine.submit(resident, request)
-    await requests[0].outbox.next()
+    await next_item(requests[0].outbox)
     await engine.stop()
     assert not engine.alive
     for request in requests:

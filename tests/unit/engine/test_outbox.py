@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from cellstate_service.engine.outbox import Emitted, Outbox
 from cellstate_service.engine.request import Emit, Failed, Finish, Finished, Outputs, StopTaken
 from cellstate_service.errors import StepFailed
+from tests.unit.engine.asking import next_item
 
 
 def step(position: int, *, generated: bool = True, text: str = "", log: float | None = None) -> Outputs:
@@ -102,17 +103,17 @@ async def test_an_error_comes_after_what_was_emitted_and_stays() -> None:
     outbox.push(Failed(StepFailed("first")))
     outbox.push(step(1))
     outbox.push(Failed(StepFailed("second")))
-    assert isinstance(await outbox.next(), Emitted)
-    assert isinstance(await outbox.next(), Finished)
+    assert isinstance(await next_item(outbox), Emitted)
+    assert isinstance(await next_item(outbox), Finished)
     for _ in range(2):
         with pytest.raises(StepFailed, match="first"):
-            await outbox.next()
+            await next_item(outbox)
     assert outbox.next_ready() is None
 
 
 async def test_next_waits_until_woken() -> None:
     outbox = Outbox(9, 9)
-    waiting = asyncio.create_task(outbox.next())
+    waiting = asyncio.create_task(next_item(outbox))
     await asyncio.sleep(0)
     outbox.push(finished(0))
     await asyncio.sleep(0)
@@ -123,7 +124,7 @@ async def test_next_waits_until_woken() -> None:
 
 async def test_an_error_wakes_who_waits() -> None:
     outbox = Outbox(9, 9)
-    waiting = asyncio.create_task(outbox.next())
+    waiting = asyncio.create_task(next_item(outbox))
     await asyncio.sleep(0)
     outbox.push(Failed(StepFailed("broken")))
     outbox.wake()
@@ -133,7 +134,7 @@ async def test_an_error_wakes_who_waits() -> None:
 
 async def test_waking_a_caller_that_was_cancelled_does_no_harm() -> None:
     outbox = Outbox(9, 9)
-    waiting = asyncio.create_task(outbox.next())
+    waiting = asyncio.create_task(next_item(outbox))
     await asyncio.sleep(0)
     waiting.cancel()
     outbox.push(finished(0))
@@ -142,12 +143,12 @@ async def test_waking_a_caller_that_was_cancelled_does_no_harm() -> None:
     with pytest.raises(asyncio.CancelledError):
         await waiting
     outbox.wake()
-    assert await outbox.next() == finished(0), "what was pushed is still there for the next one to wait"
+    assert await next_item(outbox) == finished(0), "what was pushed is still there for the next one to wait"
 
 
 async def test_waking_twice_before_the_caller_runs_is_waking_once() -> None:
     outbox = Outbox(9, 9)
-    waiting = asyncio.create_task(outbox.next())
+    waiting = asyncio.create_task(next_item(outbox))
     await asyncio.sleep(0)
     outbox.wake()
     outbox.wake()
