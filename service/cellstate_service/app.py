@@ -32,6 +32,7 @@ from cellstate_service.sessions.request_cache import RequestCache
 from cellstate_service.settings import Settings
 
 SWEEP_S = 1.0
+LAG_EVERY_S = 0.05
 KERNELS_KEPT = 1 << 16
 """Kernels that oneDNN keeps: one for each size of batch and each shape of product. Its own default, 1024, is less than one large model has."""
 _log = structlog.get_logger(__name__)
@@ -52,7 +53,7 @@ class App:
     sessions: SessionManager
     server: Server
     exposition: Exposition | None
-    sweeper: "asyncio.Task[None]"
+    watchers: "asyncio.Future[list[None]]"
 
     @property
     def port(self) -> int:
@@ -69,9 +70,9 @@ class App:
         await self.server.drain()
         self.sessions.drain()
         await self.server.stop(self.settings.grace_s)
-        self.sweeper.cancel()
+        self.watchers.cancel()
         with contextlib.suppress(asyncio.CancelledError):
-            await self.sweeper
+            await self.watchers
         for engine in self.engines.values():
             await engine.stop()
         if self.exposition is not None:
@@ -116,7 +117,8 @@ async def start(settings: Settings, clock: Clock | None = None) -> App:
     if settings.metrics_port is not None:
         exposition = Exposition(metrics.registry, settings.metrics_listen_host, settings.metrics_port)
     await server.serve()
-    return App(settings, registry, engines, sessions, server, exposition, asyncio.create_task(_sweep(sessions, engines, server)))
+    watchers = asyncio.gather(_sweep(sessions, engines, server), _measure_lag(sessions))
+    return App(settings, registry, engines, sessions, server, exposition, watchers)
 
 
 async def run(settings: Settings, ready: Callable[[App], None] = lambda app: None) -> int:
@@ -151,12 +153,22 @@ async def _sweep(sessions: SessionManager, engines: dict[str, Engine], server: S
             await server.drain()
 
 
+async def _measure_lag(sessions: SessionManager) -> None:
+    """Tell admission by how much the event loop is late."""
+    loop = asyncio.get_running_loop()
+    while True:
+        due_s = loop.time() + LAG_EVERY_S
+        await asyncio.sleep(LAG_EVERY_S)
+        sessions.admission.lagged(loop.time() - due_s)
+
+
 def _session_config(settings: Settings) -> SessionConfig:
     given = settings.sessions
     return SessionConfig(
         max_sessions=given.max_sessions,
         max_sessions_per_owner=given.max_sessions_per_owner,
         max_calls=settings.engine.max_calls,
+        max_wait_s=settings.limits.max_wait_s,
         idle_ttl_s=given.idle_ttl_s,
         max_ttl_s=given.max_ttl_s,
         tombstones=given.tombstones,

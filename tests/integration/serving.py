@@ -64,7 +64,8 @@ async def eventually(holds: Callable[[], Awaitable[bool]]) -> None:
 async def serving(models: Path, **settings: Any) -> AsyncIterator[Served]:
     """Serve a folder of models on free ports."""
     engine = {"warm_rows": 0} | settings.pop("engine", {})
-    values: dict[str, Any] = {"port": 0, "metrics_port": 0, "models": models, "grace_s": 0.5, "engine": engine} | settings
+    limits = {"max_wait_s": 60.0} | settings.pop("limits", {})  # a test machine may be busy with other things
+    values: dict[str, Any] = {"port": 0, "metrics_port": 0, "models": models, "grace_s": 0.5, "engine": engine, "limits": limits} | settings
     app = await start(Settings(**values))
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{app.port}") as channel:

@@ -8,6 +8,7 @@ import structlog
 
 from cellstate_service.clock import Clock
 from cellstate_service.engine.batch import Batch
+from cellstate_service.engine.load import EngineLoad
 from cellstate_service.engine.outbox import Outbox
 from cellstate_service.engine.recording import Recorded, Recorder, Steps
 from cellstate_service.engine.request import Emit, Event, Failed, Finish, Finished, Outputs, Request, StopTaken
@@ -28,6 +29,7 @@ class EngineCore:
 
     Attributes:
         events: What the callers are still to be told, each with the outbox it goes to. The owner of this object takes them.
+        load: How busy the engine is.
     """
 
     def __init__(self, model: LoadedModel, pool: StatePool, max_batch_rows: int, metrics: ModelMetrics, clock: Clock) -> None:
@@ -39,7 +41,9 @@ class EngineCore:
         self._recorder = Recorder(model)
         self._pace = Pace()
         self._scheduler: Scheduler[Resident] = Scheduler(max_batch_rows)
+        self._max_batch_rows = max_batch_rows
         self._working: dict[Resident, None] = {}
+        self.load = EngineLoad()
         self.events: list[tuple[Outbox, Event]] = []
 
     @property
@@ -53,15 +57,18 @@ class EngineCore:
 
     def step(self) -> None:
         """Take one step of each session that is ready; of long inputs a piece, where those who wait meanwhile can bear it."""
-        residents, overdue = self._scheduler.select(self._clock.monotonic())
+        began_s = self._clock.monotonic()
+        ready = len(self._scheduler)
+        residents, overdue = self._scheduler.select(began_s + self.load.least_s)
         for resident in overdue:
-            self._fail(resident, DeadlinePassed("the deadline passed before the next step: allow more time, or ask for fewer steps"))
+            self._fail(resident, DeadlinePassed("the next step would come after the deadline: allow more time, or ask for fewer steps"))
         if not residents:
             return
         plan = plan_steps([_chunk_left(resident) for resident in residents])
         for rows, steps in ((plan.single, 1), (plan.chunked, plan.steps)):
             if rows:
                 self._run([residents[row] for row in rows], steps)
+        self.load.ran(self._clock.monotonic() - began_s, ready, self._max_batch_rows)
 
     def _ahead(self, residents: list[Resident]) -> int:
         """Return how many steps of generation to take at once."""

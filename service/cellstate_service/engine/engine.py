@@ -12,6 +12,7 @@ import torch
 
 from cellstate_service.clock import Clock
 from cellstate_service.engine.core import EngineCore
+from cellstate_service.engine.load import EngineLoad
 from cellstate_service.engine.outbox import Outbox
 from cellstate_service.engine.request import Event, Request
 from cellstate_service.engine.resident import Resident, ResidentState
@@ -78,6 +79,11 @@ class Engine:
         """End the thread after the step that is running. What is still queued or running fails as unavailable."""
         self._hand_over(self._begin_stop)
         await asyncio.to_thread(self._thread.join)
+
+    @property
+    def load(self) -> EngineLoad:
+        """How busy it is."""
+        return self._core.load
 
     @property
     def alive(self) -> bool:
@@ -211,6 +217,7 @@ class Engine:
 
     def _work_off_commands(self) -> None:
         if not self._core.has_work and not self._stopping:
+            self._core.load.idle()
             self._run_commands(self._commands.get())
         while True:
             try:

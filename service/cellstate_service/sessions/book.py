@@ -22,6 +22,7 @@ class SessionConfig:
         max_sessions: Sessions per model at most.
         max_sessions_per_owner: Sessions of one owner at most; None for no such limit.
         max_calls: Calls at once at most.
+        max_wait_s: How long steps may wait where a new call is still taken.
         idle_ttl_s: Time to live where the caller gives none.
         max_ttl_s: The longest that a caller may ask for.
         tombstones: Sessions that are gone and still remembered.
@@ -31,6 +32,7 @@ class SessionConfig:
     max_sessions: int = 4096
     max_sessions_per_owner: int | None = None
     max_calls: int = 1024
+    max_wait_s: float = 1.0
     idle_ttl_s: float = 3600.0
     max_ttl_s: float = 7 * 86400.0
     tombstones: int = 10_000

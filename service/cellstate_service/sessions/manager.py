@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from cellstate_service.clock import Clock
 from cellstate_service.engine.engine import Engine
 from cellstate_service.engine.resident import ResidentState
-from cellstate_service.errors import Aborted, Exhausted, InvalidInput, NotFound, Precondition, Reason, Unavailable
+from cellstate_service.errors import Aborted, InvalidInput, NotFound, Precondition, Reason, Unavailable
 from cellstate_service.observability.metrics import Metrics
+from cellstate_service.sessions.admission import Admission
 from cellstate_service.sessions.book import SessionBook, SessionConfig
 from cellstate_service.sessions.call import Call
 from cellstate_service.sessions.filters import parse_filter
@@ -44,7 +45,7 @@ class SessionManager:
         self._config = config
         self._clock = clock
         self._book = SessionBook(config, metrics, clock)
-        self._calls = 0
+        self.admission = Admission(config.max_calls, config.max_wait_s)
         self._draining = False
 
     # -- lifecycle
@@ -219,16 +220,15 @@ class SessionManager:
         """
         if self._draining:
             raise Unavailable("the server is stopping: call another one, or again later", retry_after_s=1.0)
-        if self._calls >= self._config.max_calls:
-            raise Exhausted(f"{self._calls} calls are running, the server's limit: try again", Reason.OVERLOADED, retry_after_s=1.0)
         if target.name:
             session = self.get(owner, target.name, f"{field}.session.name")
             _check_uid(session, target.uid, f"{field}.session.uid")
-            call = Call(session.engine, session.resident, session, self._config.call)
+            engine = session.engine
+            call = Call(engine, session.resident, session, self._config.call)
         else:
             engine = self._engine(target.model, f"{field}.model")
             call = Call(engine, engine.new_resident(secrets.randbits(64)), None, self._config.call)
-        self._calls += 1
+        self.admission.enter(engine)
         return call
 
     def begin_call(self, call: Call, target: CallTarget, field: str = "target") -> None:
@@ -249,7 +249,7 @@ class SessionManager:
 
     def close_call(self, call: Call) -> None:
         """End a call; its session is free for the next and begins to idle."""
-        self._calls -= 1
+        self.admission.leave()
         call.end()
         session = call.session
         if session is not None and session.call is call:
