@@ -16,6 +16,9 @@ class FakeClock:
     def monotonic(self) -> float:
         return time.monotonic() + self._turned_s
 
+    def thread_time(self) -> float:
+        return time.thread_time()
+
     def turn(self, seconds: float) -> None:
         self.now_s += seconds
         self._turned_s += seconds

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ from cellstate_service.sessions.request_cache import RequestCache
 from cellstate_service.settings import Settings
 
 SWEEP_S = 1.0
+KERNELS_KEPT = 1 << 16
+"""Kernels that oneDNN keeps: one for each size of batch and each shape of product. Its own default, 1024, is less than one large model has."""
 _log = structlog.get_logger(__name__)
 
 
@@ -88,7 +91,8 @@ async def start(settings: Settings, clock: Clock | None = None) -> App:
     credentials = server_credentials(settings.tls)
     metrics = Metrics()
     registry = ModelRegistry()
-    await asyncio.to_thread(registry.load_folder, settings.models, settings.engine.torch_threads)
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS_KEPT))
+    await asyncio.to_thread(registry.load_folder, settings.models, settings.engine.torch_threads, settings.engine.dtype)
     if not registry.names():
         raise ValueError(f"{settings.models}: no folder in it has a {MANIFEST_FILE}; name the folder that holds model folders by --models")
     metrics.models_loaded.set(len(registry.names()))
@@ -98,6 +102,8 @@ async def start(settings: Settings, clock: Clock | None = None) -> App:
     for model in registry.list():
         engines[model.name] = Engine(model, _engine_config(settings), metrics, clock)
         engines[model.name].start(loop)
+    for engine in engines.values():
+        await engine.warmed()
     sessions = SessionManager(engines, config, metrics, clock)
     largest = max((model.state_bytes + 4 * model.network.output_size for model in registry.list()), default=0)
     servicers = Servicers(
@@ -160,7 +166,8 @@ def _session_config(settings: Settings) -> SessionConfig:
 
 def _engine_config(settings: Settings) -> EngineConfig:
     slots = settings.sessions.max_sessions + settings.engine.max_calls
-    return EngineConfig(settings.engine.max_batch_rows, slots, settings.engine.torch_threads)
+    given = settings.engine
+    return EngineConfig(given.max_batch_rows, slots, given.torch_threads, given.max_batch_rows if given.warm_rows is None else given.warm_rows)
 
 
 def _input_limits(settings: Settings) -> InputLimits:

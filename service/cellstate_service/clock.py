@@ -5,7 +5,7 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Wall time for what callers see, monotonic time for durations."""
+    """Wall time for what callers see, monotonic time for durations, processor time for costs."""
 
     def now(self) -> float:
         """Return seconds since the Unix epoch."""
@@ -13,6 +13,10 @@ class Clock(Protocol):
 
     def monotonic(self) -> float:
         """Return seconds on a clock that never goes back."""
+        ...
+
+    def thread_time(self) -> float:
+        """Return the processor time that the calling thread has used, in seconds."""
         ...
 
 
@@ -26,3 +30,7 @@ class SystemClock:
     def monotonic(self) -> float:
         """Return seconds on a clock that never goes back."""
         return time.monotonic()
+
+    def thread_time(self) -> float:
+        """Return the processor time that the calling thread has used, in seconds."""
+        return time.thread_time()

@@ -68,6 +68,13 @@ class EngineSettings(Group):
         le=1024,
         description="Threads of one torch operation. Part of the numerics id: values of servers that differ here may differ in their last bits.",
     )
+    dtype: Literal["float32", "bfloat16"] | None = Field(
+        default=None, description="What every model's matrix products are computed in. None: what its manifest says. Part of the numerics id."
+    )
+    warm_rows: Annotated[int, Field(ge=0)] | None = Field(
+        default=None,
+        description="Batches of 1 to this many rows are computed once before health says SERVING: the first use of a size takes longer. None: max_batch_rows.",
+    )
     max_calls: Count = Field(default=1024, description="Inference calls at once, with and without a session, over all models; those without take a state slot.")
     output_window_steps: Count = Field(default=256, description="Steps generated ahead of a reader that is slow.")
 

@@ -63,7 +63,8 @@ async def eventually(holds: Callable[[], Awaitable[bool]]) -> None:
 @asynccontextmanager
 async def serving(models: Path, **settings: Any) -> AsyncIterator[Served]:
     """Serve a folder of models on free ports."""
-    values: dict[str, Any] = {"port": 0, "metrics_port": 0, "models": models, "grace_s": 0.5} | settings
+    engine = {"warm_rows": 0} | settings.pop("engine", {})
+    values: dict[str, Any] = {"port": 0, "metrics_port": 0, "models": models, "grace_s": 0.5, "engine": engine} | settings
     app = await start(Settings(**values))
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{app.port}") as channel:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from cellstate.v1.inference_pb2 import ManyToManyRequest, OneToManyRequest, OneToOneRequest, Program, RunRequest
 from cellstate.v1.types_pb2 import EMIT_ALL, EMIT_NONE
 from cellstate_service.clock import SystemClock
+from cellstate_service.engine.runner import Stepping
 from tests.integration.serving import Served, ending, eventually, generating_without_end, is_free, link_models, moves, serving, stands_still
 from tests.integration.stubs import (
     array,
@@ -219,6 +220,19 @@ async def test_a_session_goes_on_after_a_row_that_failed(server: Served, name: s
     np.testing.assert_allclose(array(answer.output)[0], expected, rtol=1e-4)
 
 
+class FailsOnce:
+    """Stands before what steps a model, and raises the first time."""
+
+    def __init__(self, stepping: Stepping) -> None:
+        self._stepping = stepping
+        self._failures = iter([True])
+
+    def consume(self, *given: Any) -> Any:
+        if next(self._failures, False):
+            raise RuntimeError("injected")
+        return self._stepping.consume(*given)
+
+
 async def test_a_failed_step_fails_its_batch_and_the_engine_goes_on(server: Served, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     await server.create("rnn_tanh-series", name)
     call = server.stubs.inference.ManyToMany()
@@ -228,16 +242,8 @@ async def test_a_failed_step_fails_its_batch_and_the_engine_goes_on(server: Serv
     taken = 0
     while taken < 2:
         taken = (await call.read()).output.position
-    network = server.app.engines["rnn_tanh-series"].model.network
-    step = type(network).step
-    failures = iter([True])
-
-    def fails_once(*given: Any) -> Any:
-        if next(failures, False):
-            raise RuntimeError("injected")
-        return step(network, *given)
-
-    monkeypatch.setattr(network, "step", fails_once)
+    batch = server.app.engines["rnn_tanh-series"]._core._batch
+    monkeypatch.setattr(batch, "_stepping", FailsOnce(batch._stepping))
     await call.write(chunk(values([3.0, 4.0])))
     answers, told = await ending(call)
     assert not answers

@@ -1,6 +1,9 @@
-"""Assembles the rows of one step, and tells what each row's step gave. Runs on the engine thread; sees tensors but no queues, names or callers."""
+"""A batch: assembles the rows of some sessions and has them step. Runs on the engine thread; sees tensors, but no queues, names or callers.
 
-from collections.abc import Sequence
+What comes out is plain data, which `recording.py` turns into progress and events.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,192 +11,158 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cellstate_service.engine.request import Emit, Event, Failed, Finish, Finished, Form, Request, StepOutput
+from cellstate_service.engine.recording import Drawn, Steps
+from cellstate_service.engine.request import Inputs, Request, Sampling
 from cellstate_service.engine.resident import Resident
-from cellstate_service.engine.runner import Runner
-from cellstate_service.engine.sampler import Draw, draw_tokens, log_probabilities
+from cellstate_service.engine.runner import Taken, compile_stepping
+from cellstate_service.engine.sampler import Draw, Draws, gather_draws
 from cellstate_service.engine.state_pool import StatePool
-from cellstate_service.errors import StepFailed
 from cellstate_service.models.loading import LoadedModel
 
-Values = NDArray[np.float32]
-
-
-@dataclass(slots=True)
-class Row:
-    """One session's step in a batch.
-
-    Attributes:
-        resident: The session.
-        request: Its running request.
-        consuming: The step takes an input (otherwise it generates).
-        token: The token that goes in (token models).
-        log_probability: Of a generated token, where asked for.
-    """
-
-    resident: Resident
-    request: Request
-    consuming: bool
-    token: int | None = None
-    log_probability: float | None = None
-
-    def draw_at(self, position: int) -> Draw:
-        """Return what the row draws with at a position."""
-        sampling = self.request.drawing(generated=not self.consuming)
-        return Draw(sampling, self.resident.seed if sampling.seed is None else sampling.seed, position)
-
-    @property
-    def answers(self) -> bool:
-        """Whether the output of the input that is about to be consumed is answered."""
-        emit, request = self.request.emit, self.request
-        return self.consuming and (emit is Emit.ALL or (emit is Emit.LAST and request.consumed + 1 == request.input_steps))
+WARMING_ROUNDS = 3
+"""TorchScript settles on how it runs a program within its first two calls."""
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
-    """A token drawn from an output that is answered."""
+class _Members:
+    """Who is in a batch that generates, and what stays the same while they are.
 
-    token: int
-    text: str
-    log_probability: float | None
+    Attributes:
+        requests: Their requests.
+        generating: Rows of those that generate, also as int64 [G].
+        draws: What these draw with (token models).
+        logs: Some of them want log-probabilities.
+        once: A limit of one step for each row, int64 [B].
+    """
+
+    requests: list[Request]
+    generating: list[int]
+    index: Tensor
+    draws: Draws | None
+    logs: bool
+    once: Tensor
+
+
+NOBODY = _Members([], [], torch.empty(0, dtype=torch.int64), None, logs=False, once=torch.empty(0, dtype=torch.int64))
 
 
 class Batch:
-    """One step of several sessions: draw what generates, run, record, and turn outputs into events."""
+    """Steps of several sessions in one call of the runner."""
 
-    def __init__(self, model: LoadedModel, pool: StatePool, runner: Runner) -> None:
+    def __init__(self, model: LoadedModel, pool: StatePool) -> None:
         self._model = model
         self._pool = pool
-        self._runner = runner
+        self._stepping = compile_stepping(model.network)
         self._takes_tokens = model.manifest.input.kind == "tokens"
-        self._gives_tokens = model.manifest.output.kind == "tokens"
-        self._end_token = model.manifest.end_token
+        self._members = NOBODY
 
-    def step(self, residents: Sequence[Resident], now_s: float) -> list[tuple[Request, Event]]:
-        """Take one step of each session and return the events, each with its request. Failed rows have not moved.
+    def step(self, residents: Sequence[Resident], ahead: int = 1) -> Steps:
+        """Take one step of each session: of its input where it consumes, of generation otherwise. Moves their states, nothing else.
 
-        Mutates the residents (position, detokenizer), their first requests (progress) and the pool.
+        Where all generate, up to `ahead` steps of each: no more than it has left, and none beyond its end token.
         """
-        rows = [Row(resident, resident.requests[0], resident.requests[0].consuming) for resident in residents]
-        slots = torch.tensor([row.resident.slot for row in rows])
-        inputs = self._inputs(rows, slots)
-        for row in rows:
-            if row.request.started_s is None:
-                row.request.started_s = now_s
-        computed = self._runner.compute(slots, inputs)
-        good = [bool(row) for row in computed.good.tolist()]
-        drawn = self._draw_answers([row if ok else None for row, ok in zip(rows, good, strict=True)], computed.outputs)
-        self._runner.commit(slots, computed)  # what may fail lies before it, so that state and positions move together
-        events: list[tuple[Request, Event]] = []
-        outputs, fed = computed.outputs.numpy(), None if self._takes_tokens else inputs.numpy()
-        for index, row in enumerate(rows):
-            if not good[index]:
-                error = StepFailed("the model gave NaN or infinity: check the input and the weights; the session stands before this step")
-                events.append((row.request, Failed(error)))
-            elif row.consuming:
-                self._record_consumed(row, outputs[index], drawn.get(index), events)
-            else:
-                self._record_generated(row, None if fed is None else fed[index].copy(), now_s, events)
-        return events
+        requests = [resident.requests[0] for resident in residents]
+        generating = [row for row, request in enumerate(requests) if not request.consuming]
+        if not generating:
+            return self.consume(residents, 1)
+        members = self._members_of(residents, requests, generating)
+        slots = [resident.taken_slot for resident in residents]
+        rows, given = self._pool.rows(slots), self._given(requests, generating)
+        limits = members.once if ahead == 1 else torch.tensor([min(ahead, request.steps_left) for request in requests])
+        if members.draws is None:
+            taken = self._stepping.feed(rows, given, members.index, limits)
+        else:
+            taken = self._stepping.generate(rows, given, members.index, members.draws, members.logs, limits, self._model.manifest.end_token)
+        steps = self._steps(residents, requests, taken, torch.stack(taken.fed).numpy())
+        if taken.logs:
+            steps.logs.update(zip(generating, torch.stack(taken.logs, 1).tolist(), strict=True))
+        self._pool.keep(slots, taken.rows)  # what may fail lies before it, so that state and positions move together
+        if not taken.complete:
+            self._members = NOBODY
+        elif members.draws is not None:
+            members.draws.positions.add_(len(taken.fed))
+        return steps
 
-    def last_output(self, resident: Resident, request: Request) -> StepOutput:
-        """Return the output of the session's last step, which takes no step."""
-        output = self._pool.outputs(torch.tensor([resident.slot]))
-        row = Row(resident, request, consuming=True)
-        drawn = self._draw([row], output, [resident.position])[0] if request.form.draws else None
-        return _answer(resident.position - 1, output.numpy()[0], drawn)
+    def consume(self, residents: Sequence[Resident], count: int) -> Steps:
+        """Take `count` steps of input of each session as one chunk; all have as many to take. Moves their states, nothing else."""
+        requests = [resident.requests[0] for resident in residents]
+        slots = [resident.taken_slot for resident in residents]
+        inputs: Inputs = np.stack([request.taking(count) for request in requests], axis=1)  # type: ignore[assignment]
+        every = count > 1 and any(request.answered(1, count) for request in requests)
+        taken = self._stepping.consume(self._pool.rows(slots), torch.from_numpy(inputs), every)
+        steps = self._steps(residents, requests, taken, inputs)
+        self._pool.keep(slots, taken.rows)
+        return steps
 
-    def _inputs(self, rows: list[Row], slots: Tensor) -> Tensor:
-        generating = [index for index, row in enumerate(rows) if not row.consuming]
+    def warm_up(self, most_rows: int, given_up: Callable[[], bool]) -> None:
+        """Compute every size of batch once, on no session's state: compiling and building kernels takes longer than the steps themselves."""
+        shape = (1,) if self._takes_tokens else (1, self._model.manifest.input.size)
+        one = torch.zeros(1, *shape, dtype=torch.int64 if self._takes_tokens else torch.float32)
+        for count in range(most_rows, 0, -1):
+            if given_up():
+                return
+            rows = self._pool.empty_rows(count)
+            self._stepping.consume(rows, one.expand(1, count, *shape[1:]).contiguous(), False)
+        rows, everyone, nothing = self._pool.empty_rows(1), torch.zeros(1, dtype=torch.int64), torch.empty(0)
+        draws = [Draw(sampling, 0, 0) for sampling in (Sampling(0.0), Sampling(1.0), Sampling(1.0, top_k=2))]
+        for _ in range(WARMING_ROUNDS):
+            self._stepping.consume(rows, one.expand(2, 1, *shape[1:]).contiguous(), True)
+            if self._takes_tokens and self._model.generates:
+                for one_draw in draws:
+                    self._stepping.generate(rows, nothing, everyone, gather_draws([one_draw], self._model.network.output_size), True, everyone + 2, 0)
+            elif self._model.generates:
+                self._stepping.feed(rows, nothing, everyone, everyone + 2)
+
+    def last_output(self, resident: Resident, request: Request) -> NDArray[np.float32] | list[Drawn]:
+        """Return the output [1, width] of the session's last step, or what is drawn from it, which takes no step."""
+        output = self._pool.output(resident.taken_slot)
+        values: NDArray[np.float32] = output.numpy()
+        return self._draw(request, resident, output, resident.position) if request.form.draws else values
+
+    def _members_of(self, residents: Sequence[Resident], requests: list[Request], generating: list[int]) -> _Members:
+        known = self._members
+        if known.requests == requests and known.generating == generating:
+            return known
+        draws = None
         if self._takes_tokens:
-            if generating:
-                self._draw_inputs([rows[index] for index in generating], self._pool.outputs(slots[generating] if len(generating) < len(rows) else slots))
-            for row in rows:
-                if row.consuming and row.request.inputs is not None:
-                    row.token = int(row.request.inputs[row.request.consumed])
-            return torch.tensor([row.token for row in rows])
-        inputs = np.empty((len(rows), self._model.manifest.input.size), dtype=np.float32)
-        if generating:
-            inputs[generating] = self._pool.outputs(slots[generating]).numpy()
-        for index, row in enumerate(rows):
-            if row.consuming and row.request.inputs is not None:
-                inputs[index] = row.request.inputs[row.request.consumed]
-        return torch.from_numpy(inputs)
+            chosen = [_draw(requests[row], residents[row], residents[row].position, generated=True) for row in generating]
+            draws = gather_draws(chosen, self._model.network.output_size)
+        logs = any(requests[row].log_probabilities for row in generating)
+        self._members = _Members(requests, generating, torch.tensor(generating), draws, logs=logs, once=torch.ones(len(requests), dtype=torch.int64))
+        return self._members
 
-    def _draw_inputs(self, rows: list[Row], last_outputs: Tensor) -> None:
-        tokens = draw_tokens(last_outputs, [row.draw_at(row.resident.position) for row in rows])
-        asked = [index for index, row in enumerate(rows) if row.request.log_probabilities]
-        logs = dict(zip(asked, log_probabilities(last_outputs[asked], [tokens[index] for index in asked]), strict=True)) if asked else {}
-        for index, row in enumerate(rows):
-            row.token = tokens[index]
-            row.log_probability = logs.get(index)
+    def _given(self, requests: list[Request], generating: list[int]) -> Tensor:
+        """Return the next input of each row that consumes, [B] or [B, features]; nothing where none does."""
+        if len(generating) == len(requests):
+            return torch.empty(0)
+        shape = (len(requests),) if self._takes_tokens else (len(requests), self._model.manifest.input.size)
+        given = np.zeros(shape, dtype=np.int64 if self._takes_tokens else np.float32)
+        for row, request in enumerate(requests):
+            if request.consuming:
+                given[row] = request.taking(1)[0]
+        return torch.from_numpy(given)
 
-    def _draw_answers(self, rows: "Sequence[Row | None]", outputs: Tensor) -> dict[int, Drawn]:
-        """Draw tokens from the outputs that are answered as tokens, by row index. Rows that failed are None."""
-        wanted = {index: row for index, row in enumerate(rows) if row is not None and row.answers and row.request.form.draws}
-        if not wanted:
-            return {}
-        chosen = list(wanted.values())
-        return dict(zip(wanted, self._draw(chosen, outputs[list(wanted)], [row.resident.position + 1 for row in chosen]), strict=True))
+    def _steps(self, residents: Sequence[Resident], requests: list[Request], taken: Taken, fed: Inputs) -> Steps:
+        """Return what was taken as plain data, tokens drawn from those outputs of inputs that are answered as tokens."""
+        asked = len(fed)
+        counts = [asked] * len(requests) if taken.complete else taken.counts.tolist()
+        drawn: dict[int, list[Drawn]] = {}
+        for row, (resident, request, count) in enumerate(zip(residents, requests, counts, strict=True)):
+            answered = request.answered(count, asked) if request.form.draws and request.consuming else 0
+            if answered:
+                logits = taken.outputs[-answered:, row] if count == asked else taken.outputs[:answered, row]
+                drawn[row] = self._draw(request, resident, logits, resident.position + count - answered + 1)
+        failed = set() if taken.complete else set(torch.nonzero(taken.failed)[:, 0].tolist())
+        return Steps(requests, asked, counts, failed, fed, taken.outputs.numpy(), drawn)
 
-    def _draw(self, rows: Sequence[Row], logits: Tensor, positions: Sequence[int]) -> list[Drawn]:
-        tokens = draw_tokens(logits, [row.draw_at(position) for row, position in zip(rows, positions, strict=True)])
-        asked = any(row.request.log_probabilities for row in rows)
-        logs = log_probabilities(logits, tokens) if asked else [0.0] * len(tokens)
-        return [
-            Drawn(token, self._text(row.request, token), log if row.request.log_probabilities else None)
-            for row, token, log in zip(rows, tokens, logs, strict=True)
-        ]
-
-    def _text(self, request: Request, token: int) -> str:
-        return self._model.tokenizer.decode([token]) if request.form is Form.TEXT and self._model.tokenizer is not None else ""
-
-    def _record_consumed(self, row: Row, output: Values, drawn: Drawn | None, events: list[tuple[Request, Event]]) -> None:
-        answers = row.answers
-        row.request.consumed += 1
-        row.resident.consumed(row.token)
-        if answers:
-            events.append((row.request, _answer(row.resident.position - 1, output, drawn)))
-
-    def _record_generated(self, row: Row, fed: Values | None, now_s: float, events: list[tuple[Request, Event]]) -> None:
-        resident, request = row.resident, row.request
-        text = resident.generated(row.token)
-        request.generated += 1
-        value = row.token if row.token is not None else fed
-        if value is None:
-            raise StepFailed("a generated step has no value")
-        events.append((request, StepOutput(resident.position - 1, value, text, row.log_probability, generated=True)))
-        generation = request.generation
-        if generation is None:
-            return
-        stop = resident.stop_sequence(generation, text) if generation.stop_texts or generation.stop_tokens else None
-        if stop is not None:
-            events.append((request, self.finished(resident, request, Finish.STOP_SEQUENCE, now_s, stop)))
-        elif row.token is not None and row.token == self._end_token:
-            events.append((request, self.finished(resident, request, Finish.END_TOKEN, now_s)))
-
-    def finished(self, resident: Resident, request: Request, reason: Finish, now_s: float, stop: str | tuple[int, ...] | None = None) -> Finished:
-        """Return the event that ends a request."""
-        started_s = now_s if request.started_s is None else request.started_s
-        seed = None
-        if self._gives_tokens:
-            given = request.drawing(generated=request.generation is not None).seed
-            seed = resident.seed if given is None else given
-        return Finished(
-            reason=reason,
-            position=resident.position,
-            consumed_steps=request.consumed,
-            generated_steps=request.generated,
-            stop_sequence=stop,
-            seed=seed,
-            queue_wait_s=started_s - request.accepted_s,
-            run_s=now_s - started_s,
-            emit=request.emit,
-            generates=request.generation is not None,
-        )
+    def _draw(self, request: Request, resident: Resident, logits: Tensor, position: int) -> list[Drawn]:
+        """Draw a token from each of contiguous outputs [n, vocabulary], the first at a position."""
+        draws = [_draw(request, resident, position + index, generated=False) for index in range(len(logits))]
+        tokens, logs = self._stepping.answer(logits, gather_draws(draws, self._model.network.output_size), request.log_probabilities)
+        chances: list[float | None] = logs.tolist() if request.log_probabilities else [None] * len(draws)
+        return [Drawn(token, chance) for token, chance in zip(tokens.tolist(), chances, strict=True)]
 
 
-def _answer(position: int, output: Values, drawn: Drawn | None) -> StepOutput:
-    if drawn is None:
-        return StepOutput(position, output.copy(), "", None, generated=False)
-    return StepOutput(position, drawn.token, drawn.text, drawn.log_probability, generated=False)
+def _draw(request: Request, resident: Resident, position: int, *, generated: bool) -> Draw:
+    sampling = request.drawing(generated=generated)
+    return Draw(sampling, resident.seed if sampling.seed is None else sampling.seed, position)

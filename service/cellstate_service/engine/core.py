@@ -10,10 +10,10 @@ import structlog
 from cellstate_service.clock import Clock
 from cellstate_service.engine.batch import Batch
 from cellstate_service.engine.outbox import Outbox
-from cellstate_service.engine.request import Emit, Event, Failed, Finish, Finished, Request, StopTaken
-from cellstate_service.engine.resident import Resident, ResidentState
-from cellstate_service.engine.runner import Runner
-from cellstate_service.engine.scheduler import Scheduler
+from cellstate_service.engine.recording import Recorded, Recorder, Steps
+from cellstate_service.engine.request import Emit, Event, Failed, Finish, Finished, Outputs, Request, StopTaken
+from cellstate_service.engine.resident import TAIL_TOKENS, Resident, ResidentState
+from cellstate_service.engine.scheduler import Pace, Scheduler, plan_steps
 from cellstate_service.engine.state_pool import StatePool
 from cellstate_service.errors import CellstateError, DeadlinePassed, NotFound, Precondition, Reason, StepFailed
 from cellstate_service.models.loading import LoadedModel
@@ -36,7 +36,9 @@ class EngineCore:
         self._pool = pool
         self._metrics = metrics
         self._clock = clock
-        self._batch = Batch(model, pool, Runner(model.network, pool))
+        self._batch = Batch(model, pool)
+        self._recorder = Recorder(model)
+        self._pace = Pace()
         self._scheduler: Scheduler[Resident] = Scheduler(max_batch_rows)
         self._working: dict[Resident, None] = {}
         self.events: list[tuple[Outbox, Event]] = []
@@ -46,17 +48,35 @@ class EngineCore:
         """Whether a session is ready to step."""
         return len(self._scheduler) > 0
 
+    def warm_up(self, most_rows: int, given_up: Callable[[], bool]) -> None:
+        """Compute every size of batch up to `most_rows` once, unless that is given up."""
+        self._batch.warm_up(most_rows, given_up)
+
     def step(self) -> None:
-        """Take one step of each session that is ready."""
-        now_s = self._clock.monotonic()
-        residents, overdue = self._scheduler.select(now_s)
+        """Take one step of each session that is ready; of long inputs a piece, where those who wait meanwhile can bear it."""
+        residents, overdue = self._scheduler.select(self._clock.monotonic())
         for resident in overdue:
             self._fail(resident, DeadlinePassed("the deadline passed before the next step: allow more time, or ask for fewer steps"))
         if not residents:
             return
-        requests = [resident.requests[0] for resident in residents]
+        plan = plan_steps([_chunk_left(resident) for resident in residents])
+        for rows, steps in ((plan.single, 1), (plan.chunked, plan.steps)):
+            if rows:
+                self._run([residents[row] for row in rows], steps)
+
+    def _ahead(self, residents: list[Resident]) -> int:
+        """Return how many steps of generation to take at once."""
+        for resident in residents:
+            request = resident.requests[0]
+            if request.consuming or request.hurries:
+                return 1
+        return self._pace.steps(len(residents))
+
+    def _run(self, residents: list[Resident], steps: int) -> None:
+        """Take as many steps of each session in one call."""
+        began_s, used_s = self._clock.monotonic(), self._clock.thread_time()
         try:
-            events = self._batch.step(residents, now_s)
+            taken = self._batch.step(residents, self._ahead(residents)) if steps == 1 else self._batch.consume(residents, steps)
         except Exception:
             _log.exception("a batch failed", model=self._model.name, rows=len(residents))
             self._metrics.step_failures_total.inc(len(residents))
@@ -64,32 +84,23 @@ class EngineCore:
                 self._fail(resident, StepFailed("the model's step failed: see the server's log; the session stands before this step"))
             return
         ended_s = self._clock.monotonic()
-        ended = self._take_events(events)
-        self._observe(requests, [request for request in requests if not isinstance(ended.get(request), Failed)], ended_s - now_s)
-        for resident, request in zip(residents, requests, strict=True):
-            if request in ended:
-                self._end(resident, ended[request])
+        if steps == 1:
+            self._pace.took(self._clock.thread_time() - used_s, taken.asked)
+        recorded = self._recorder.record(residents, taken, began_s, ended_s)
+        self.events += recorded.events
+        self._observe(taken, recorded, ended_s - began_s)
+        for resident, request, outcome in zip(residents, taken.requests, recorded.outcomes, strict=True):
+            if outcome is not None:
+                self._end(resident, request, outcome)
             else:
                 self._advance(resident, request, ended_s)
 
-    def _take_events(self, events: list[tuple[Request, Event]]) -> dict[Request, Event]:
-        """Queue events for delivery and return those that end their request."""
-        ended: dict[Request, Event] = {}
-        for request, event in events:
-            if isinstance(event, Finished | Failed):
-                ended[request] = event
-                if isinstance(event, Finished):
-                    self.events.append((request.outbox, event))
-            else:
-                request.outbox.sent += 1
-                self.events.append((request.outbox, event))
-        return ended
-
-    def _end(self, resident: Resident, event: Event) -> None:
-        if isinstance(event, Failed):
+    def _end(self, resident: Resident, request: Request, outcome: Finished | Failed) -> None:
+        if isinstance(outcome, Failed):
             self._metrics.step_failures_total.inc()
-            self._fail(resident, event.error)
+            self._fail(resident, outcome.error)
         else:
+            self.events.append((request.outbox, outcome))
             resident.requests.popleft()
             self._begin_next(resident)
 
@@ -102,7 +113,7 @@ class EngineCore:
         generation = request.generation
         if generation is None or request.generated >= generation.max_steps:
             reason = Finish.INPUT_CONSUMED if generation is None else Finish.MAX_STEPS
-            self.events.append((request.outbox, self._batch.finished(resident, request, reason, now_s)))
+            self.events.append((request.outbox, self._recorder.finished(resident, request, reason, now_s)))
             resident.requests.popleft()
             self._begin_next(resident)
         elif request.stop_requested:
@@ -190,13 +201,15 @@ class EngineCore:
     def _answer_last_output(self, resident: Resident, request: Request) -> None:
         if not resident.has_output:
             raise Precondition("there is no output to answer: send an input first", Reason.NOTHING_TO_GENERATE_FROM, field="input")
+        output, first = self._batch.last_output(resident, request), resident.position - 1
+        event = self._recorder.answered(first, request, output) if isinstance(output, list) else Outputs(first, output, "", [], generated=False)
         request.outbox.sent += 1
-        self.events.append((request.outbox, self._batch.last_output(resident, request)))
-        self.events.append((request.outbox, self._batch.finished(resident, request, Finish.INPUT_CONSUMED, self._clock.monotonic())))
+        self.events.append((request.outbox, event))
+        self.events.append((request.outbox, self._recorder.finished(resident, request, Finish.INPUT_CONSUMED, self._clock.monotonic())))
         resident.requests.popleft()
 
     def _finish_stopped(self, resident: Resident, request: Request, now_s: float, *, begin_next: bool = True) -> None:
-        self.events.append((request.outbox, self._batch.finished(resident, request, Finish.STOP_DIRECTIVE, now_s)))
+        self.events.append((request.outbox, self._recorder.finished(resident, request, Finish.STOP_DIRECTIVE, now_s)))
         resident.requests.popleft()
         if begin_next:
             self._begin_next(resident)
@@ -235,7 +248,8 @@ class EngineCore:
     def _write(self, resident: Resident, slot: int, state: ResidentState) -> None:
         self._pool.write(slot, state.tensors, state.last_output)
         resident.position, resident.seed, resident.has_output = state.position, state.seed, state.last_output is not None
-        resident.tail_tokens, resident.tail_text = state.tail_tokens, state.tail_text
+        resident.tail_tokens = deque(state.tail_tokens, maxlen=TAIL_TOKENS)
+        resident.tail_text = state.tail_text
         if resident.decoder is not None:
             resident.decoder.restore(list(state.text_context), list(state.text_pending))
 
@@ -250,7 +264,7 @@ class EngineCore:
             seed=resident.seed,
             tensors=tensors,
             last_output=output if resident.has_output else None,
-            tail_tokens=resident.tail_tokens,
+            tail_tokens=tuple(resident.tail_tokens),
             tail_text=resident.tail_text,
             text_context=tuple(context),
             text_pending=tuple(pending),
@@ -266,7 +280,8 @@ class EngineCore:
         if resident.slot is not None:
             self._pool.clear(resident.slot)
         resident.position, resident.seed, resident.has_output = 0, seed, False
-        resident.tail_tokens, resident.tail_text = (), ""
+        resident.tail_tokens.clear()
+        resident.tail_text = ""
         if resident.decoder is not None:
             resident.decoder.reset()
 
@@ -284,18 +299,17 @@ class EngineCore:
             resident.slot = None
         self._metrics.slots_in_use.set(self._pool.in_use)
 
-    def _observe(self, requests: list[Request], moved: list[Request], step_s: float) -> None:
-        """Count one batch; `moved` are the requests whose rows did not fail."""
+    def _observe(self, steps: Steps, recorded: Recorded, run_s: float) -> None:
+        """Count what one call of the runner did."""
         metrics = self._metrics
-        metrics.step_seconds.observe(step_s)
-        metrics.batch_rows.observe(len(requests))
-        generated = sum(request.generated > 0 for request in moved)
-        metrics.generated_steps_total.inc(generated)
-        metrics.consumed_steps_total.inc(len(moved) - generated)
-        if self._model.tokenizer is not None or self._model.manifest.input.kind == "tokens":
-            metrics.generated_tokens_total.inc(generated)
-        for request in moved:
-            if request.consumed + request.generated == 1 and request.started_s is not None:
+        metrics.step_seconds.observe(run_s)
+        metrics.batch_rows.observe(len(steps.requests))
+        metrics.generated_steps_total.inc(recorded.generated)
+        metrics.consumed_steps_total.inc(recorded.consumed)
+        if self._model.manifest.output.kind == "tokens":
+            metrics.generated_tokens_total.inc(recorded.generated)
+        for request, count in zip(steps.requests, steps.counts, strict=True):
+            if request.started_s is not None and count and request.consumed + request.generated == count:
                 metrics.queue_seconds.observe(request.started_s - request.accepted_s)
 
     def fail_all(self, error: Callable[[], CellstateError]) -> None:
@@ -303,3 +317,10 @@ class EngineCore:
         for resident in list(self._working):
             while resident.requests:
                 self._fail(resident, error())
+
+
+def _chunk_left(resident: Resident) -> int:
+    """Return how many steps of input the session could take at once: those left of its chunk that its reader has room for; 0 where it generates."""
+    request = resident.requests[0]
+    left = request.input_steps - request.consumed
+    return min(left, request.outbox.room) if request.emit is Emit.ALL else left

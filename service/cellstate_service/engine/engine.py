@@ -32,11 +32,13 @@ class EngineConfig:
         max_batch_rows: Rows of one step at most.
         slots: Sessions and calls without session that can hold state at once.
         torch_threads: Threads that torch computes a step with.
+        warm_rows: Batches of 1 to this many rows are computed once before requests are: the first use of a size builds its kernels.
     """
 
     max_batch_rows: int = 256
     slots: int = 5120
     torch_threads: int = 1
+    warm_rows: int = 256
 
 
 class Engine:
@@ -55,7 +57,8 @@ class Engine:
         children.slots.set(config.slots)
         children.state_bytes.set(pool.bytes)
         self._core = EngineCore(model, pool, config.max_batch_rows, children, clock)
-        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[list[Callable[[], None]]] = queue.SimpleQueue()
+        self._collected: list[Callable[[], None]] = []
         self._thread = threading.Thread(target=self._main, name=f"engine-{model.name}", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = False
@@ -63,13 +66,17 @@ class Engine:
     # -- called from the event loop
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Start the thread; results go to `loop`."""
+        """Start the thread; results go to `loop`. What is submitted before the engine is warm waits."""
         self._loop = loop
         self._thread.start()
 
+    async def warmed(self) -> None:
+        """Wait until every size of batch has been computed once."""
+        await self._execute(lambda: None)
+
     async def stop(self) -> None:
         """End the thread after the step that is running. What is still queued or running fails as unavailable."""
-        self._commands.put(self._begin_stop)
+        self._hand_over(self._begin_stop)
         await asyncio.to_thread(self._thread.join)
 
     @property
@@ -84,23 +91,23 @@ class Engine:
     def submit(self, resident: Resident, request: Request) -> None:
         """Queue a request behind those that the session already has."""
         request.accepted_s = self._clock.monotonic()
-        self._commands.put(lambda: self._core.accept(resident, request))
+        self._hand_over(lambda: self._core.accept(resident, request))
 
     def stop_generation(self, resident: Resident, outbox: Outbox) -> None:
         """End a call's generations, running and waiting; answered by `StopTaken` in its turn."""
-        self._commands.put(lambda: self._core.stop_generation(resident, outbox))
+        self._hand_over(lambda: self._core.stop_generation(resident, outbox))
 
     def resume(self, resident: Resident) -> None:
         """Let a paused session go on: its caller took outputs."""
-        self._commands.put(lambda: self._core.make_ready(resident))
+        self._hand_over(lambda: self._core.make_ready(resident))
 
     def cancel(self, resident: Resident, outbox: Outbox, error: CellstateError | None = None) -> None:
         """Drop the requests of a call, between two steps. With an error the call ends with it, after what was emitted before."""
-        self._commands.put(lambda: self._core.drop(resident, outbox, error))
+        self._hand_over(lambda: self._core.drop(resident, outbox, error))
 
     def release(self, resident: Resident) -> None:
         """Drop a session: its requests and its slot."""
-        self._commands.put(lambda: self._core.release(resident))
+        self._hand_over(lambda: self._core.release(resident))
 
     async def acquire(self, resident: Resident, state: ResidentState | None = None) -> None:
         """Give a session its slot now, optionally with a state to begin from.
@@ -152,8 +159,18 @@ class Engine:
 
         if self._stopping:
             raise _stop_error()
-        self._commands.put(command)
+        self._hand_over(command)
         return await future
+
+    def _hand_over(self, command: Callable[[], None]) -> None:
+        """Queue a command, together with all others of this iteration of the event loop: what arrived together steps together, and the thread is woken once."""
+        if not self._collected and self._loop is not None:
+            self._loop.call_soon(self._hand_over_collected)
+        self._collected.append(command)
+
+    def _hand_over_collected(self) -> None:
+        commands, self._collected = self._collected, []
+        self._commands.put(commands)
 
     def _deliver(self, events: list[tuple[Outbox, Event]]) -> None:
         touched: dict[Outbox, None] = {}
@@ -168,6 +185,7 @@ class Engine:
     def _main(self) -> None:
         torch.set_num_threads(self._config.torch_threads)
         with torch.inference_mode():
+            self._warm_up()
             while not (self._stopping and self._commands.empty()):
                 self._work_off_commands()
                 if self._stopping:
@@ -175,6 +193,14 @@ class Engine:
                 elif self._core.has_work:
                     self._step()
                 self._flush()
+
+    def _warm_up(self) -> None:
+        began_s = self._clock.monotonic()
+        try:
+            self._core.warm_up(min(self._config.warm_rows, self._config.max_batch_rows), lambda: self._stopping)
+        except Exception:  # a model that cannot be computed says so to those who call it
+            _log.exception("warming up failed", model=self.model.name)
+        _log.info("warm", model=self.model.name, rows=self._config.warm_rows, seconds=round(self._clock.monotonic() - began_s, 2))
 
     def _step(self) -> None:
         try:
@@ -185,19 +211,20 @@ class Engine:
 
     def _work_off_commands(self) -> None:
         if not self._core.has_work and not self._stopping:
-            self._run_command(self._commands.get())
+            self._run_commands(self._commands.get())
         while True:
             try:
-                command = self._commands.get_nowait()
+                commands = self._commands.get_nowait()
             except queue.Empty:
                 return
-            self._run_command(command)
+            self._run_commands(commands)
 
-    def _run_command(self, command: Callable[[], None]) -> None:
-        try:
-            command()
-        except Exception:
-            _log.exception("engine command failed", model=self.model.name)
+    def _run_commands(self, commands: list[Callable[[], None]]) -> None:
+        for command in commands:
+            try:
+                command()
+            except Exception:
+                _log.exception("engine command failed", model=self.model.name)
 
     def _flush(self) -> None:
         events = self._core.events

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from cellstate_service.engine.request import Event, Failed, Finished, StepOutput, StopTaken
+from cellstate_service.engine.request import Event, Failed, Finished, Outputs, StopTaken
 from cellstate_service.errors import CellstateError
 
 
@@ -18,7 +18,7 @@ class Emitted:
     Attributes:
         first_position: Position of the first step.
         position: Position after the last step.
-        values: Token ids, or rows float32 [width], one per step.
+        values: Token ids, one per step, or blocks of rows float32 [n, width].
         text: Text of the steps.
         log_probabilities: One per step where asked for, else empty.
         generated: Whether the steps generated (otherwise they consumed inputs).
@@ -27,26 +27,34 @@ class Emitted:
     first_position: int
     position: int
     generated: bool
-    values: "list[int | NDArray[np.float32]]" = field(default_factory=list)
+    values: "list[int] | list[NDArray[np.float32]]" = field(default_factory=list)
     text: list[str] = field(default_factory=list)
     log_probabilities: list[float] = field(default_factory=list)
 
-    def takes(self, step: StepOutput, limit: int) -> bool:
-        """Whether a step joins these: it is the next one, of the same kind, and the limit is not reached."""
-        return self.position == step.position and self.generated == step.generated and len(self.values) < limit
+    @property
+    def steps(self) -> int:
+        """Number of steps."""
+        return self.position - self.first_position
 
-    def add(self, step: StepOutput) -> None:
-        """Append the next step."""
-        self.values.append(step.value)
-        self.position = step.position + 1
-        if step.text:
-            self.text.append(step.text)
-        if step.log_probability is not None:
-            self.log_probabilities.append(step.log_probability)
+    def takes(self, outputs: Outputs, limit: int) -> bool:
+        """Whether outputs join these: they are the next ones, of the same kind, and the limit is not passed."""
+        return self.position == outputs.first_position and self.generated == outputs.generated and self.steps + len(outputs.values) <= limit
+
+    def add(self, outputs: Outputs) -> None:
+        """Append the outputs that follow these."""
+        if isinstance(outputs.values, list):
+            self.values.extend(outputs.values)  # type: ignore[arg-type]
+        else:
+            self.values.append(outputs.values)  # type: ignore[arg-type]
+        self.position = outputs.position
+        if outputs.text:
+            self.text.append(outputs.text)
+        if outputs.log_probabilities:
+            self.log_probabilities += outputs.log_probabilities
 
     def extend(self, other: "Emitted") -> None:
         """Append the outputs that follow these."""
-        self.values += other.values
+        self.values += other.values  # type: ignore[operator]
         self.text += other.text
         self.log_probabilities += other.log_probabilities
         self.position = other.position
@@ -86,6 +94,11 @@ class Outbox:
         return self.sent - self.taken >= self.window
 
     @property
+    def room(self) -> int:
+        """Steps that may be emitted before it is full."""
+        return self.window - (self.sent - self.taken)
+
+    @property
     def has_room_again(self) -> bool:
         """Whether a paused session should go on: half of the window is free."""
         return self.sent - self.taken <= self.window // 2
@@ -94,10 +107,10 @@ class Outbox:
         """Take in one event from the engine. Called in the loop; does not wake the caller, see `wake`."""
         if self._error is not None:
             return
-        if isinstance(event, StepOutput):
+        if isinstance(event, Outputs):
             last = self._items[-1] if self._items else None
             if not isinstance(last, Emitted) or not last.takes(event, self.coalesced):
-                last = Emitted(event.position, event.position, event.generated)
+                last = Emitted(event.first_position, event.first_position, event.generated)
                 self._items.append(last)
             last.add(event)
         elif isinstance(event, Failed):
@@ -133,5 +146,5 @@ class Outbox:
     def _take(self) -> Item:
         item = self._items.popleft()
         if isinstance(item, Emitted):
-            self.taken += len(item.values)
+            self.taken += item.steps
         return item

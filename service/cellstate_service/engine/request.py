@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,33 +118,59 @@ class Request:
         """Return how tokens are drawn, in generation or from outputs of inputs."""
         return self.generation_sampling or self.sampling if generated else self.sampling
 
+    def taking(self, steps: int) -> Inputs:
+        """Return the next steps of input."""
+        if self.inputs is None:
+            raise ValueError("the request has no inputs")
+        return self.inputs[self.consumed : self.consumed + steps]
+
+    @property
+    def steps_left(self) -> int:
+        """Steps that it may generate now: those it has left, as far as its reader has room for them."""
+        return 0 if self.generation is None else min(self.generation.max_steps - self.generated, self.outbox.room)
+
+    @property
+    def hurries(self) -> bool:
+        """Whether each step of its generation is to be told before the next is taken: the first one, and where a stop sequence may end it at any step."""
+        generation = self.generation
+        return not self.generated or (generation is not None and bool(generation.stop_texts or generation.stop_tokens))
+
+    def answered(self, steps: int, asked: int) -> int:
+        """Return how many outputs are answered of the next steps of input; `asked` of them were to be taken, and fewer were where a row failed."""
+        if self.emit is Emit.ALL:
+            return steps
+        return int(self.emit is Emit.LAST and steps == asked and self.consumed + steps == self.input_steps)
+
     @property
     def consuming(self) -> bool:
         """Whether the next step takes an input (otherwise it generates)."""
         return self.consumed < self.input_steps
 
 
-@dataclass(frozen=True, slots=True)
-class StepOutput:
-    """One emitted step.
+class Outputs(NamedTuple):
+    """What contiguous steps emitted.
 
     Attributes:
-        position: Position of the step; afterwards the session is at `position + 1`.
-        value: A token id, or the output's row float32 [features or vocabulary].
-        text: Text that became complete with this token (form TEXT).
-        log_probability: Of the drawn token, where asked for.
-        generated: Whether the step generated (otherwise it consumed an input).
+        first_position: Position of the first step.
+        values: One per step: token ids, or rows float32 [steps, features or vocabulary].
+        text: Text that became complete with these tokens (form TEXT).
+        log_probabilities: One per step where asked for, of the drawn tokens; else empty.
+        generated: Whether the steps generated (otherwise they consumed inputs).
     """
 
-    position: int
-    value: "int | NDArray[np.float32]"
+    first_position: int
+    values: "list[int] | NDArray[np.float32]"
     text: str
-    log_probability: float | None
+    log_probabilities: list[float]
     generated: bool
 
+    @property
+    def position(self) -> int:
+        """Position after the last step."""
+        return self.first_position + len(self.values)
 
-@dataclass(frozen=True, slots=True)
-class Finished:
+
+class Finished(NamedTuple):
     """A request ended. `emit` and `generates` are the request's, so that whoever answers it need not keep it."""
 
     reason: Finish
@@ -159,8 +185,7 @@ class Finished:
     generates: bool
 
 
-@dataclass(frozen=True, slots=True)
-class StopTaken:
+class StopTaken(NamedTuple):
     """A stop directive took effect."""
 
     position: int
@@ -173,4 +198,4 @@ class Failed:
     error: CellstateError
 
 
-Event = StepOutput | Finished | StopTaken | Failed
+Event = Outputs | Finished | StopTaken | Failed

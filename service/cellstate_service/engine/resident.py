@@ -1,8 +1,9 @@
 """A session as the engine thread knows it: a slot, a position, and what generation carries from step to step."""
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,33 +36,41 @@ class Resident:
     slot: int | None = None
     position: int = 0
     has_output: bool = False
-    tail_tokens: tuple[int, ...] = ()
+    tail_tokens: deque[int] = field(default_factory=lambda: deque(maxlen=TAIL_TOKENS))
     tail_text: str = ""
     requests: deque[Request] = field(default_factory=deque)
     closed: bool = False
 
-    def consumed(self, token: int | None) -> None:
-        """Record that an input was consumed: generation after it starts a new text."""
-        self.position += 1
-        self.has_output = True
-        self.tail_tokens, self.tail_text = (), ""
-        if self.decoder is not None and token is not None:
-            self.decoder.context((token,))
+    @property
+    def taken_slot(self) -> int:
+        """The slot of a session that has one."""
+        if self.slot is None:
+            raise ValueError("the session has no slot")
+        return self.slot
 
-    def generated(self, token: int | None) -> str:
-        """Record that a token (None for numeric models) was generated, and return the text that became complete."""
-        self.position += 1
-        if token is None:
-            return ""
-        self.tail_tokens = (*self.tail_tokens[1 - TAIL_TOKENS :], token)
-        text = "" if self.decoder is None else self.decoder.feed(token)
-        self.tail_text = (self.tail_text + text)[-TAIL_CHARACTERS:]
+    def consumed(self, steps: int, tokens: Sequence[int]) -> None:
+        """Record that steps of input (`tokens`, of token models) were consumed: generation after them starts a new text."""
+        self.position += steps
+        self.has_output = True
+        if self.tail_tokens:
+            self.tail_tokens.clear()
+            self.tail_text = ""
+        if self.decoder is not None:
+            self.decoder.context(tokens)
+
+    def generated(self, tokens: Sequence[int]) -> str:
+        """Record that tokens were generated, and return the text that became complete."""
+        self.position += len(tokens)
+        self.tail_tokens.extend(tokens)
+        text = "" if self.decoder is None else "".join([self.decoder.feed(token) for token in tokens])
+        if text:
+            self.tail_text = (self.tail_text + text)[-TAIL_CHARACTERS:]
         return text
 
     def stop_sequence(self, generation: Generation, text: str) -> str | tuple[int, ...] | None:
         """Return the stop sequence that the last generated step, which completed `text`, completes."""
         for tokens in generation.stop_tokens:
-            if self.tail_tokens[-len(tokens) :] == tokens:
+            if tuple(islice(self.tail_tokens, max(0, len(self.tail_tokens) - len(tokens)), None)) == tokens:
                 return tokens
         for stop in generation.stop_texts:
             if text and stop in self.tail_text[-(len(text) + len(stop) - 1) :]:

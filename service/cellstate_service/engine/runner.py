@@ -1,53 +1,162 @@
-"""The runner: gather -> forward -> scatter for the rows of one batch. Only the engine thread calls it."""
+"""The runner: takes a batch of rows some steps further in one compiled call, which runs without the interpreter's lock. Only the engine thread calls it.
 
-from dataclasses import dataclass
+The rows come as a working set (see `state_pool.py`) and are not changed; what a step gave comes back as a new one, with the rows whose values were not finite
+left where they stood. Whoever has it puts it into the pool, or drops it, so that whatever fails in between leaves every session as it was.
+"""
+
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from cellstate_service.engine.state_pool import StatePool
-from cellstate_service.models.networks import Network
+from cellstate_service.engine.sampler import Draws, draw, log_probabilities
+from cellstate_service.models.networks import Network, Program, compile_module
 
 
-@dataclass(frozen=True, slots=True)
-class Computed:
-    """What a step gave, not written yet.
+class Taken(NamedTuple):
+    """What some steps gave.
 
     Attributes:
-        outputs: float32 [rows, output].
-        state: New state by name, float32 [layers, rows, width].
-        good: bool [rows]; False where output or new state holds NaN or infinity.
+        rows: The new working set: state tensors [B, width], and the last outputs [B, output_size].
+        outputs: float32 [S, B, output_size] of the steps asked for: of all (`consume` with `every`) or of the last one.
+        complete: Every row took every step.
+        counts: Where not `complete`, the steps that each row took, int64 [B].
+        failed: Where not `complete`, the rows that stand before a step whose values were not finite, bool [B].
+        fed: What went in at each step: int64 [B] or float32 [B, features].
+        logs: float64 [G] for each step, the log-probability of what the G generating rows drew, where asked for.
     """
 
+    rows: list[Tensor]
     outputs: Tensor
-    state: dict[str, Tensor]
-    good: Tensor
+    complete: bool
+    counts: Tensor
+    failed: Tensor
+    fed: list[Tensor]
+    logs: list[Tensor]
 
 
-class Runner:
-    """Takes one step of a batch of slots in two halves, so that whatever may fail in between leaves every slot as it was."""
+def _finite(tensors: list[Tensor], count: int) -> Tensor:
+    """Return which of `count` rows are finite in every tensor [count, …]."""
+    good = torch.ones(count, dtype=torch.bool)
+    for tensor in tensors:
+        good.logical_and_(tensor.abs().amax(1) < float("inf"))
+    return good
 
-    def __init__(self, network: Network, pool: StatePool) -> None:
-        self._network = network
-        self._pool = pool
 
-    def compute(self, slots: Tensor, inputs: Tensor) -> Computed:
-        """Compute a step from the state at `slots`, and write nothing.
+def _all_finite(after: list[list[Tensor]], count: int) -> bool:
+    good = torch.ones(count, dtype=torch.bool)
+    for tensors in after:
+        good.logical_and_(_finite(tensors, count))
+    return bool(good.all())
 
-        Args:
-            slots: int64 [rows], all different.
-            inputs: Token ids int64 [rows], or values float32 [rows, features] in model units.
+
+def _cut_short(before: list[Tensor], after: list[list[Tensor]], wanted: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Return each row's working set after the steps that it wanted (int64 [B]), or after the last finite one of them; how many those are; which rows failed."""
+    count = wanted.size(0)
+    finite = torch.stack([_finite(rows, count) for rows in after]).to(torch.int64).cumprod(0).sum(0)
+    counts = torch.minimum(finite, wanted)
+    short = torch.nonzero(counts < len(after))[:, 0]
+    taken, row = counts[short], torch.arange(short.size(0))
+    rows: list[Tensor] = []
+    for column, tensor in enumerate(before):
+        of_short = torch.stack([tensor[short]] + [step[column][short] for step in after])[taken, row]
+        rows.append(after[-1][column].index_copy(0, short, of_short))
+    return rows, counts, finite < wanted
+
+
+def _wanted(fed: list[Tensor], limits: Tensor, end_token: int | None) -> Tensor:
+    """Return how many of the steps each row wants, int64 [B]: not beyond its limit [B], nor beyond the end token."""
+    wanted = limits.clamp(max=len(fed))
+    if end_token is None:
+        return wanted
+    before_end = torch.stack([tokens != end_token for tokens in fed]).to(torch.int64).cumprod(0).sum(0)
+    return torch.minimum(wanted, before_end + 1)
+
+
+class Stepping(nn.Module):
+    """The compiled part. `program` is the network's."""
+
+    def __init__(self, program: Program) -> None:
+        super().__init__()
+        self.program = program
+
+    def forward(self, rows: list[Tensor], inputs: Tensor, every: bool) -> Taken:
+        """See `consume`."""
+        return self.consume(rows, inputs, every)
+
+    @torch.jit.export
+    def consume(self, rows: list[Tensor], inputs: Tensor, every: bool) -> Taken:
+        """Take T steps by given inputs, [T, B] or [T, B, features], as one chunk."""
+        steps, count = inputs.size(0), inputs.size(1)
+        hidden, after = self.program.advance(inputs, rows[:-1])
+        outputs = torch.unflatten(self.program.head(hidden if every else hidden[(steps - 1) * count :]), 0, [-1, count])
+        for step in range(outputs.size(0)):
+            index = step - outputs.size(0)
+            after[index] = after[index] + [outputs[step]]
+        if _all_finite(after, count):
+            return Taken(after[-1], outputs, True, torch.empty(0), torch.empty(0), [], [])
+        whole: list[list[Tensor]] = []
+        for step, block in enumerate(torch.split(self.program.head(hidden), count)):
+            whole.append(after[step][: len(rows) - 1] + [block])  # noqa: RUF005 (TorchScript)
+        new, counts, failed = _cut_short(rows, whole, torch.full([count], steps))
+        return Taken(new, outputs, False, counts, failed, [], [])
+
+    @torch.jit.export
+    def generate(self, rows: list[Tensor], given: Tensor, generating: Tensor, draws: Draws, logs: bool, limits: Tensor, end_token: int | None) -> Taken:
+        """Take a step of tokens: the `generating` rows (int64 [G]) draw theirs from their last output, the others (int64 [B]) are given one.
+
+        As many steps as the largest of `limits` (int64 [B]) says, where all generate; a row stands after as many as its own says, or after its end token.
         """
-        outputs, state = self._network.step(inputs, self._pool.gather(slots))
-        good = torch.isfinite(outputs).all(1)
-        for tensor in state.values():
-            good &= torch.isfinite(tensor).all(2).all(0)
-        return Computed(outputs, state, good)
+        count = rows[-1].size(0)
+        everyone = generating.size(0) == count
+        fed: list[Tensor] = []
+        drawn_logs: list[Tensor] = []
+        after: list[list[Tensor]] = []
+        now = rows
+        for step in range(int(limits.max())):
+            logits = now[-1] if everyone else now[-1][generating]
+            drawn = draw(logits, draws, step)
+            if logs:
+                drawn_logs.append(log_probabilities(logits, drawn))
+            fed.append(drawn if everyone else given.index_copy(0, generating, drawn))
+            hidden, states = self.program.advance(fed[-1].unsqueeze(0), now[:-1])
+            now = states[0] + [self.program.head(hidden)]
+            after.append(now)
+        wanted = _wanted(fed, limits, end_token) if len(fed) > 1 else limits
+        if int(wanted.min()) == len(fed) and _all_finite(after, count):
+            return Taken(now, now[-1].unsqueeze(0), True, torch.empty(0), torch.empty(0), fed, drawn_logs)
+        new, counts, failed = _cut_short(rows, after, wanted)
+        return Taken(new, now[-1].unsqueeze(0), False, counts, failed, fed, drawn_logs)
 
-    def commit(self, slots: Tensor, computed: Computed) -> None:
-        """Write the good rows to their slots. The others keep the state before the step."""
-        good = computed.good
-        if bool(good.all()):
-            self._pool.scatter(slots, computed.state, computed.outputs)
-        elif bool(good.any()):
-            self._pool.scatter(slots[good], {name: tensor[:, good] for name, tensor in computed.state.items()}, computed.outputs[good])
+    @torch.jit.export
+    def feed(self, rows: list[Tensor], given: Tensor, generating: Tensor, limits: Tensor) -> Taken:
+        """Take a step of numbers, or several, as `generate` does: rows that generate are fed their last output, the others (float32 [B, features]) are given one."""
+        count = rows[-1].size(0)
+        everyone = generating.size(0) == count
+        fed: list[Tensor] = []
+        after: list[list[Tensor]] = []
+        now = rows
+        for _ in range(int(limits.max())):
+            fed.append(now[-1].contiguous() if everyone else given.index_copy(0, generating, now[-1][generating]))
+            hidden, states = self.program.advance(fed[-1].unsqueeze(0), now[:-1])
+            now = states[0] + [self.program.head(hidden)]
+            after.append(now)
+        if int(limits.min()) == len(fed) and _all_finite(after, count):
+            return Taken(now, now[-1].unsqueeze(0), True, torch.empty(0), torch.empty(0), fed, [])
+        new, counts, failed = _cut_short(rows, after, limits)
+        return Taken(new, now[-1].unsqueeze(0), False, counts, failed, fed, [])
+
+    @torch.jit.export
+    def answer(self, logits: Tensor, draws: Draws, logs: bool) -> tuple[Tensor, Tensor]:
+        """Draw from outputs without a step: token ids int64 [N], and their log-probabilities float64 [N] where asked for."""
+        tokens = draw(logits, draws, 0)
+        return tokens, log_probabilities(logits, tokens) if logs else torch.empty(0, dtype=torch.float64)
+
+
+def compile_stepping(network: Network) -> Stepping:
+    """Return what steps a network: compiled where its program is."""
+    stepping = Stepping(network.program)
+    if not isinstance(network.program, torch.jit.ScriptModule):
+        return stepping
+    compiled: Stepping = compile_module(stepping)  # type: ignore[assignment]
+    return compiled

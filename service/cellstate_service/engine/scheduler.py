@@ -1,5 +1,7 @@
-"""Chooses which sessions take the next step. Pure bookkeeping: no tensors, no I/O, no clock (`now` is passed in)."""
+"""Chooses which sessions step next, and how long a piece of its input each takes. Pure bookkeeping: no tensors, no I/O, no clock (`now` is passed in)."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 Key = TypeVar("Key")
@@ -44,3 +46,74 @@ class Scheduler(Generic[Key]):
         for key in rows:
             self._ready[key] = self._ready.pop(key)
         return rows, overdue
+
+
+CHUNK_ROW_STEPS = 256
+"""Rows times steps of one piece of long inputs at most, where nobody else waits."""
+CHUNK_STEPS = 64
+"""Steps of one piece at most."""
+FEW_ROWS = 6
+"""A step of few rows costs as if it had this many more: its weights are read from memory once, however few they are for."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """How the sessions of one iteration step.
+
+    Attributes:
+        single: Indices of those that take one step, all in one batch.
+        chunked: Indices of those that take `steps` steps of input, in a batch of their own.
+        steps: For those.
+    """
+
+    single: list[int]
+    chunked: list[int]
+    steps: int
+
+
+def plan_steps(left: Sequence[int]) -> StepPlan:
+    """Divide the sessions of one iteration into those that take one step and those that take a piece of a long input.
+
+    A piece costs those who wait for it no more than one of their own steps, so that a long input at most doubles the time between two steps of others. Where a
+    piece would come down to one step, all step together.
+
+    Args:
+        left: Steps of input that each session could take at once; below 2 where it has none or one, or generates.
+    """
+    chunked = [index for index, steps in enumerate(left) if steps > 1]
+    single = [index for index, steps in enumerate(left) if steps <= 1]
+    if not chunked:
+        return StepPlan(single, [], 1)
+    most = (len(single) + FEW_ROWS) // (len(chunked) + FEW_ROWS) if single else CHUNK_ROW_STEPS // len(chunked)
+    steps = min(most, CHUNK_STEPS, *(left[index] for index in chunked))
+    return StepPlan(single, chunked, steps) if steps > 1 else StepPlan(list(range(len(left))), [], 1)
+
+
+MESSAGE_S = 100e-6
+"""Processor time that a message costs, caller and server together."""
+MESSAGE_SHARE = 0.5
+"""What messages may cost beside steps."""
+MAX_AHEAD_S = 0.02
+MAX_AHEAD = 16
+
+
+class Pace:
+    """How many steps of generation are taken before their outputs are told.
+
+    With many streams a message for each token costs more than the token's step does, and takes the step's processor from it. So as many steps are taken at once
+    as bring the messages down to half of what the steps cost, but for no longer than 20 ms, and no more than 16; a lone stream of a large model is told each.
+    """
+
+    def __init__(self) -> None:
+        self._step_s = 0.0
+
+    def took(self, used_s: float, steps: int) -> None:
+        """Take in the processor time of some steps: what they took on the clock says also who else was on the machine."""
+        self._step_s = used_s / steps
+
+    def steps(self, rows: int) -> int:
+        """Return how many steps to take at once for that many sessions."""
+        if self._step_s <= 0:
+            return 1
+        wanted = rows * MESSAGE_S / (MESSAGE_SHARE * self._step_s)
+        return max(1, min(MAX_AHEAD, int(wanted), int(MAX_AHEAD_S / self._step_s)))

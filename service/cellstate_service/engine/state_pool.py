@@ -1,6 +1,10 @@
-"""The state pool: preallocated tensors that hold every resident session's state, one slot each. Only the engine thread touches it."""
+"""The state pool: preallocated tensors that hold every resident session's state, one slot each. Only the engine thread touches it.
 
-from collections.abc import Mapping
+Batches do not work on the pool but on working sets: the rows of some slots, gathered once. While a batch's members stay the same its working set is passed from
+step to step and nothing is copied; rows go back to the pool when another batch, or anybody else, needs one of their slots.
+"""
+
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -11,10 +15,12 @@ from cellstate_service.errors import Exhausted, Reason
 from cellstate_service.models.networks import StateSpec
 
 State = dict[str, NDArray[np.float32]]
+WORKING_SETS = 2
+"""An iteration has at most two batches: single steps and pieces of long inputs."""
 
 
 class StatePool:
-    """Tensors `[layers, slots, width]` per state tensor, the last outputs `[slots, output]`, and a free list.
+    """Tensors `[layers, slots, width]` per state tensor, the last outputs `[slots, output]`, a free list, and the working sets taken from them.
 
     Memory is reserved at construction and touched when a slot is first used (float32, zero pages until then).
     """
@@ -25,6 +31,9 @@ class StatePool:
         self._state = {spec.name: torch.zeros(spec.layers, slots, spec.width) for spec in specs}
         self._outputs = torch.zeros(slots, output_size)
         self._free = list(range(slots - 1, -1, -1))
+        self._columns = [tensor[layer] for tensor in self._state.values() for layer in range(len(tensor))] + [self._outputs]
+        self._sets: dict[tuple[int, ...], list[Tensor]] = {}
+        self._at_work: set[int] = set()
 
     @property
     def in_use(self) -> int:
@@ -34,7 +43,7 @@ class StatePool:
     @property
     def bytes(self) -> int:
         """Bytes of all slots' state and last outputs, touched or not."""
-        return sum(tensor.nbytes for tensor in (*self._state.values(), self._outputs))
+        return sum(tensor.nbytes for tensor in self._columns)
 
     def acquire(self) -> int:
         """Take a slot, with its state at zero.
@@ -45,46 +54,73 @@ class StatePool:
         if not self._free:
             raise Exhausted(f"all {self.slots} state slots of the model are in use: close sessions, or try again", Reason.OVERLOADED, retry_after_s=1.0)
         slot = self._free.pop()
-        for tensor in self._state.values():
-            tensor[:, slot].zero_()
+        self.clear(slot)
         return slot
 
     def release(self, slot: int) -> None:
         """Give a slot back."""
+        self._settle(slot)
         self._free.append(slot)
 
-    def gather(self, slots: Tensor) -> dict[str, Tensor]:
-        """Return copies `[layers, rows, width]` of the state at `slots` (int64 [rows])."""
-        return {name: tensor.index_select(1, slots) for name, tensor in self._state.items()}
+    def rows(self, slots: Sequence[int]) -> list[Tensor]:
+        """Return the working set of some slots: each layer's state tensors [B, width] in the order of the specifications, then the last outputs [B, output].
 
-    def scatter(self, slots: Tensor, state: Mapping[str, Tensor], outputs: Tensor) -> None:
-        """Write state `[layers, rows, width]` and outputs `[rows, output]` to `slots`, by name."""
-        for name, tensor in self._state.items():
-            tensor.index_copy_(1, slots, state[name])
-        self._outputs.index_copy_(0, slots, outputs)
+        Not to be changed. After a step `keep` takes what it gave.
+        """
+        key = tuple(slots)
+        kept = self._sets.get(key)
+        if kept is not None:
+            return kept
+        if not self._at_work.isdisjoint(key):
+            for other in [other for other in self._sets if not set(key).isdisjoint(other)]:
+                self._return(other)
+        while len(self._sets) >= WORKING_SETS:
+            self._return(next(iter(self._sets)))
+        index = torch.tensor(key)
+        return [column.index_select(0, index) for column in self._columns]
 
-    def outputs(self, slots: Tensor) -> Tensor:
-        """Return a copy `[rows, output]` of the last outputs at `slots`."""
-        return self._outputs.index_select(0, slots)
+    def empty_rows(self, count: int) -> list[Tensor]:
+        """Return what looks like a working set of `count` slots, zeros, and belongs to none."""
+        return [column.new_zeros(count, column.shape[1]) for column in self._columns]
+
+    def keep(self, slots: Sequence[int], rows: list[Tensor]) -> None:
+        """Take what a step gave as the state of the slots whose `rows` it was computed from."""
+        key = tuple(slots)
+        self._sets[key] = rows
+        self._at_work.update(key)
 
     def read(self, slot: int) -> tuple[State, NDArray[np.float32]]:
         """Return copies of a slot's state (`[layers, width]` by name) and last output `[output]`."""
+        self._settle(slot)
         return {name: tensor[:, slot].numpy().copy() for name, tensor in self._state.items()}, self._outputs[slot].numpy().copy()
+
+    def output(self, slot: int) -> Tensor:
+        """Return a copy `[1, output]` of the last output of a slot."""
+        self._settle(slot)
+        return self._outputs[slot : slot + 1].clone()
 
     def write(self, slot: int, state: Mapping[str, NDArray[np.float32]], output: NDArray[np.float32] | None) -> None:
         """Set a slot's state (`[layers, width]` by name) and, where given, its last output."""
+        self._settle(slot)
         for name, tensor in self._state.items():
             tensor[:, slot] = torch.from_numpy(np.array(state[name], dtype=np.float32))
         if output is not None:
             self._outputs[slot] = torch.from_numpy(np.array(output, dtype=np.float32))
 
-    def copy(self, source: int, target: int) -> None:
-        """Copy one slot's state and last output to another."""
-        for tensor in self._state.values():
-            tensor[:, target] = tensor[:, source]
-        self._outputs[target] = self._outputs[source]
-
     def clear(self, slot: int) -> None:
         """Set a slot's state to zero."""
+        self._settle(slot)
         for tensor in self._state.values():
             tensor[:, slot].zero_()
+
+    def _settle(self, slot: int) -> None:
+        """Return the working set that has a slot, if one does, to the pool."""
+        if slot in self._at_work:
+            self._return(next(slots for slots in self._sets if slot in slots))
+
+    def _return(self, slots: tuple[int, ...]) -> None:
+        """Write a working set to its slots, and forget it."""
+        index = torch.tensor(slots)
+        for column, values in zip(self._columns, self._sets.pop(slots), strict=True):
+            column.index_copy_(0, index, values)
+        self._at_work.difference_update(slots)

@@ -1,82 +1,94 @@
 """Matrix products whose rows have the same bits whatever the batch.
 
 A weight is packed once for oneDNN, the way torch's own compiler does it, and always for many rows: packed for one row, a batch of one would take another kernel
-and round differently. Where this torch build lacks the operators, `AtenProduct` is the named fallback; it is right, but does not promise equal bits.
+and round differently. Where this torch build lacks the operators, `TiledProduct` is the named fallback: slower for few rows, with the same promise.
 
 Every product is computed to a multiple of 32 columns and cut to its width afterwards. Elementwise functions round differently in the tail of a vector than in
-its body, and a contiguous `[B, 33]` tensor has its tail in another row for every B. A cut tensor is strided, so that each row is walked by itself; an uncut one
+its body, and a contiguous `[N, 33]` tensor has its tail in another row for every N. A cut tensor is strided, so that each row is walked by itself; an uncut one
 has no tail.
+
+The products are modules that TorchScript compiles as parts of a network: their `forward` uses what it can express.
 """
 
 from functools import cache
-from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 PACKING_ROWS = 64
+TILE_ROWS = 16
 COLUMNS = 32
 
 
-class Product(Protocol):
-    """Maps inputs to `x · Wᵀ + b`, as a fresh tensor that the caller may overwrite."""
+class Product(nn.Module):
+    """Maps inputs [N, …] to `x · Wᵀ + b` as a fresh contiguous float32 [N, width rounded up to 32], which the caller may overwrite.
 
-    @property
-    def width(self) -> int:
-        """Columns of the product."""
-        ...
+    Attributes:
+        width: Columns that count; those behind them are zero.
+    """
 
-    def padded(self, x: Tensor) -> Tensor:
-        """Map inputs to contiguous [B, width rounded up to 32]; the columns behind `width` are zero."""
-        ...
+    width: int
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Map inputs to [B, width], which may be a strided view."""
-        ...
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the padded product."""
+        raise NotImplementedError
 
 
-class PackedProduct:
+class PackedProduct(Product):
     """A product with a weight that is prepacked for oneDNN.
 
     Args:
         weight: [width, inputs], float32.
         bias: [width] or None.
+        dtype: float32, or bfloat16: weight and input are rounded to it; the sums are float32 within the kernel and the result is rounded to it as well.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self.width = weight.shape[0]
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(_pad_rows(weight), PACKING_ROWS)
-        self._bias = None if bias is None else _pad_rows(bias)
+    bias: Tensor | None
 
-    def padded(self, x: Tensor) -> Tensor:
-        """Map [B, inputs] to [B, width rounded up to 32]."""
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
-        return product
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(weight.shape[0])
+        self.dtype = dtype
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(_pad_rows(weight).to(dtype), PACKING_ROWS)
+        self.bias = None if bias is None else _pad_rows(bias).to(dtype)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Map [B, inputs] to [B, width]."""
-        return cut(self.padded(x), self.width)
-
-
-class AtenProduct:
-    """The same product by `torch.nn.functional.linear`, where the packed operators do not exist."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self.width = weight.shape[0]
-        self._weight = _pad_rows(weight)
-        self._bias = None if bias is None else _pad_rows(bias)
-
-    def padded(self, x: Tensor) -> Tensor:
-        """Map [B, inputs] to [B, width rounded up to 32]."""
-        return functional.linear(x, self._weight, self._bias)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Map [B, inputs] to [B, width]."""
-        return cut(self.padded(x), self.width)
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, inputs] to [N, width rounded up to 32]."""
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.weight, self.bias, "none", [], "")
+        return product.to(torch.float32)
 
 
-class TabulatedProduct:
+class TiledProduct(Product):
+    """The same product by `torch.nn.functional.linear`, where the packed operators do not exist: rows go through one kernel, 16 at a time.
+
+    A batch is filled up to a multiple of 16 rows, so that few rows cost as much as 16 do.
+    """
+
+    bias: Tensor | None
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(weight.shape[0])
+        self.dtype = dtype
+        self.rows: int = TILE_ROWS
+        self.weight = _pad_rows(weight).to(dtype)
+        self.bias = None if bias is None else _pad_rows(bias).to(dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, inputs] to [N, width rounded up to 32]."""
+        count = x.size(0)
+        filled = torch.zeros(count + -count % self.rows, x.size(1), dtype=self.dtype)
+        filled[:count] = x
+        tiles: list[Tensor] = []
+        for tile in torch.split(filled, self.rows):
+            tiles.append(functional.linear(tile, self.weight, self.bias))  # noqa: PERF401 (TorchScript)
+        return torch.cat(tiles)[:count].to(torch.float32)
+
+
+class TabulatedProduct(Product):
     """The product of an embedding, computed once for every token: a step only looks rows up.
 
     Args:
@@ -85,58 +97,52 @@ class TabulatedProduct:
     """
 
     def __init__(self, product: Product, embedding: Tensor) -> None:
-        self.width = product.width
-        self._table = product.padded(embedding)
+        super().__init__(product.width)
+        self.table: Tensor = product(embedding)
 
-    def padded(self, x: Tensor) -> Tensor:
-        """Map token ids [B] to [B, width rounded up to 32]."""
-        return self._table.index_select(0, x)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Map token ids [B] to [B, width]."""
-        return cut(self.padded(x), self.width)
+    def forward(self, x: Tensor) -> Tensor:
+        """Map token ids int64 [N] to [N, width rounded up to 32]."""
+        rows: Tensor = self.table.index_select(0, x)
+        return rows
 
 
-class EmbeddedProduct:
+class EmbeddedProduct(Product):
     """The product behind an embedding that is too large to tabulate."""
 
     def __init__(self, product: Product, embedding: Tensor) -> None:
-        self.width = product.width
-        self._product = product
-        self._embedding = embedding
+        super().__init__(product.width)
+        self.product = product
+        self.embedding = embedding
 
-    def padded(self, x: Tensor) -> Tensor:
-        """Map token ids [B] to [B, width rounded up to 32]."""
-        return self._product.padded(self._embedding.index_select(0, x))
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Map token ids [B] to [B, width]."""
-        return cut(self.padded(x), self.width)
+    def forward(self, x: Tensor) -> Tensor:
+        """Map token ids int64 [N] to [N, width rounded up to 32]."""
+        product: Tensor = self.product(self.embedding.index_select(0, x))
+        return product
 
 
 @cache
-def packing_available() -> bool:
-    """Tell whether this torch build has the packed operators and they run."""
+def packing_available(dtype: torch.dtype = torch.float32) -> bool:
+    """Tell whether this torch build has the packed operators and they run on this machine in a dtype."""
     try:
-        PackedProduct(torch.ones(1, 1), None).padded(torch.ones(1, 1))
+        PackedProduct(torch.ones(1, 1), None, dtype)(torch.ones(1, 1))
     except (AttributeError, RuntimeError, NotImplementedError):
         return False
     return True
 
 
-def kernel_name() -> str:
+def kernel_name(dtype: torch.dtype = torch.float32) -> str:
     """Return the name of the kernel that `prepare_product` takes here."""
-    return f"onednn-packed{PACKING_ROWS}" if packing_available() else "aten-linear"
+    return f"onednn-packed{PACKING_ROWS}" if packing_available(dtype) else f"aten-tiled{TILE_ROWS}"
 
 
-def prepare_product(weight: Tensor, bias: Tensor | None) -> Product:
-    """Return the product of a weight [width, inputs] and a bias [width], by the best kernel there is."""
-    return PackedProduct(weight, bias) if packing_available() else AtenProduct(weight, bias)
+def prepare_product(weight: Tensor, bias: Tensor | None, dtype: torch.dtype = torch.float32) -> Product:
+    """Return the product of a weight [width, inputs] and a bias [width], both float32, computed in `dtype` by the best kernel there is."""
+    return PackedProduct(weight, bias, dtype) if packing_available(dtype) else TiledProduct(weight, bias, dtype)
 
 
 def cut(values: Tensor, width: int) -> Tensor:
-    """Return the first `width` columns of [B, columns], as a view where some are cut off."""
-    return values if values.shape[1] == width else values[:, :width]
+    """Return the first `width` columns of [N, columns], as a view where some are cut off."""
+    return values if values.size(1) == width else values[:, :width]
 
 
 def _pad_rows(values: Tensor) -> Tensor:

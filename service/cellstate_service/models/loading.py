@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from cellstate_service.models.errors import ModelError, TextNotEncodable
 from cellstate_service.models.files import read_model_file
 from cellstate_service.models.huggingface import HuggingFaceTokenizer
-from cellstate_service.models.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest, parse_manifest
+from cellstate_service.models.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, Dtype, Manifest, parse_manifest
 from cellstate_service.models.networks import Network, build_network, tensor_shapes
 from cellstate_service.models.numerics import check_numerics
 from cellstate_service.models.sections import BytesChoice, CharactersChoice, TokensInput
@@ -65,8 +65,12 @@ class LoadedModel:
         return sum(4 * spec.layers * spec.width for spec in self.network.state)
 
 
-def load_model(folder: Path) -> LoadedModel:
+def load_model(folder: Path, dtype: Dtype | None = None) -> LoadedModel:
     """Read, check and prepare the model in `folder`. Takes as long as reading, packing and a few steps take: not for the event loop's thread.
+
+    Args:
+        folder: Of the model.
+        dtype: What matrix products are computed in, where that is not what the manifest says.
 
     Raises:
         ModelError: Something fails its checks; the message names file and key or tensor.
@@ -74,6 +78,8 @@ def load_model(folder: Path) -> LoadedModel:
     manifest_path, weights_path = folder / MANIFEST_FILE, folder / WEIGHTS_FILE
     manifest_bytes = read_model_file(manifest_path, MAX_MANIFEST_BYTES)
     manifest = parse_manifest(manifest_bytes, manifest_path)
+    if dtype is not None:
+        manifest = manifest.model_copy(update={"dtype": dtype})
     tokenizer, tokenizer_bytes = _load_tokenizer(manifest, folder)
     start_value = _start_value(manifest, tokenizer, manifest_path)
     weights_bytes = read_model_file(weights_path)

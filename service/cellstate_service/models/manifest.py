@@ -36,6 +36,8 @@ MAX_MANIFEST_BYTES = 8 << 20
 Input = Annotated[TokensInput | NumericInput, Field(discriminator="kind")]
 Output = Annotated[TokensOutput | NumericOutput, Field(discriminator="kind")]
 TokenizerChoice = Annotated[CharactersChoice | BytesChoice | HuggingFaceChoice, Field(discriminator="kind")]
+Dtype = Literal["float32", "bfloat16"]
+"""What matrix products are computed in. State, sums of products and everything between them are float32."""
 Start = str | int | float | Annotated[tuple[Magnitude, ...], Field(strict=False)]
 
 
@@ -52,7 +54,7 @@ class CommonManifest(Section):
     start: Start | None = None
     end_token: Annotated[int, Field(ge=0)] | None = None
     generation: Generation = Generation()
-    dtype: Literal["float32"] = "float32"
+    dtype: Dtype = "float32"
 
     @model_validator(mode="after")
     def _check_tokens(self) -> Self:

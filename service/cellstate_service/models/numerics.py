@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from cellstate_service.models.linear import kernel_name
-from cellstate_service.models.networks import Network
+from cellstate_service.models.networks import DTYPES, Network
 
 CHECKED_ROWS = 128
 CHECKED_BATCHES = (2, 3, 7, 16, 17, 33, 64, CHECKED_ROWS)
+CHECKED_CHUNKS = ((1, 5), (3, 4), (17, 3), (64, 2))
+"""Rows and steps."""
 CHECKED_ALONE = (0, 1, 2, 6, 15, 16, 31, 32, 47, 63, 64, CHECKED_ROWS - 1)
 
 
@@ -47,16 +49,16 @@ def check_numerics(network: Network, vocabulary_size: int | None, features: int)
             inputs = torch.randint(vocabulary_size, (CHECKED_ROWS,), generator=generator)
         state = {spec.name: torch.rand(spec.layers, CHECKED_ROWS, spec.width, generator=generator) * 2 - 1 for spec in network.state}
         alone = {row: _step(network, inputs, state, slice(row, row + 1)) for row in CHECKED_ALONE}
-        reason = _first_difference(network, inputs, state, alone) or _threads_fault()
-        return Numerics(numerics_id(_probe(alone)), batch_invariant=not reason, reason=reason)
+        reason = _first_difference(network, inputs, state, alone) or _chunk_difference(network, inputs, state) or _threads_fault()
+        return Numerics(numerics_id(_probe(alone), network.dtype), batch_invariant=not reason, reason=reason)
 
 
-def numerics_id(probe: str) -> str:
-    """Return the id under which values with the digest `probe` are computed here."""
+def numerics_id(probe: str, dtype: str) -> str:
+    """Return the id under which values with the digest `probe` are computed here in a dtype."""
     instructions = torch.backends.cpu.get_cpu_capability().lower()
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "").lower()
-    kernel = "-".join(filter(None, (kernel_name(), limit)))
-    return f"torch-{torch.__version__}/{instructions}/float32/threads-{torch.get_num_threads()}/{kernel}/probe-{probe}"
+    kernel = "-".join(filter(None, (kernel_name(DTYPES[dtype]), limit)))
+    return f"torch-{torch.__version__}/{instructions}/{dtype}/threads-{torch.get_num_threads()}/{kernel}/probe-{probe}"
 
 
 Stepped = dict[str, Tensor]
@@ -76,6 +78,21 @@ def _first_difference(network: Network, inputs: Tensor, state: Mapping[str, Tens
             for name, values in single.items():
                 if row < batch and not _same_bits(together[name][row], values[0]):
                     return f"{name} of a row computed alone and in a batch of {batch} differ"
+    return ""
+
+
+def _chunk_difference(network: Network, inputs: Tensor, state: Mapping[str, Tensor]) -> str:
+    """Return in words where a chunk of steps taken at once first differs from the same steps taken one by one, or ""."""
+    for rows, steps in CHECKED_CHUNKS:
+        chunk = torch.stack([inputs.roll(-step, 0)[:rows] for step in range(steps)])
+        now = network.flatten({name: tensor[:, :rows].contiguous() for name, tensor in state.items()})
+        hidden, after = network.program.advance(chunk, now)
+        together = [network.program.head(hidden)[-rows:], *after[-1]]
+        for one in chunk:
+            last, singly = network.program.advance(one.unsqueeze(0), now)
+            now = singly[0]
+        if not all(_same_bits(left, right) for left, right in zip(together, [network.program.head(last), *now], strict=True)):
+            return f"{steps} steps of {rows} rows taken at once and one by one differ"
     return ""
 
 

@@ -7,7 +7,7 @@ import torch
 from cellstate_service.errors import NotFound, Reason
 from cellstate_service.models.errors import ModelError
 from cellstate_service.models.loading import LoadedModel, load_model
-from cellstate_service.models.manifest import MANIFEST_FILE
+from cellstate_service.models.manifest import MANIFEST_FILE, Dtype
 
 
 class ModelRegistry:
@@ -17,10 +17,12 @@ class ModelRegistry:
         self._models: dict[str, LoadedModel] = {}
         self._folders: dict[str, Path] = {}
 
-    def load_folder(self, models_dir: Path, torch_threads: int = 1) -> None:
+    def load_folder(self, models_dir: Path, torch_threads: int = 1, dtype: Dtype | None = None) -> None:
         """Load every sub-folder of `models_dir` that has a manifest, in the order of their names.
 
         The calling thread computes with `torch_threads` threads from then on, as the engines will: the self-check at load is to see what they do.
+
+        `dtype` is what matrix products are computed in, where that is not what the manifests say.
 
         Raises:
             ModelError: It is no folder, a model fails its checks, or two have one name. Those before it stay loaded.
@@ -31,7 +33,7 @@ class ModelRegistry:
         except OSError as error:
             raise ModelError(models_dir, "", f"cannot be read as a folder ({error.strerror})") from None
         for folder in folders:
-            self.add(load_model(folder), folder)
+            self.add(load_model(folder, dtype), folder)
 
     def add(self, model: LoadedModel, folder: Path) -> None:
         """Add a model that was loaded from `folder`.

@@ -52,7 +52,8 @@ def fill_output(output: types_pb2.Output, emitted: Emitted, form: Form, model: L
     elif form is Form.TOKENS:
         output.values.tokens.ids.extend(emitted.values)  # type: ignore[arg-type]
     else:
-        rows = _rows(emitted.values)
+        blocks: Any = emitted.values
+        rows = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
         tensor = output.values.tensor
         tensor.dtype = types_pb2.DATA_TYPE_FLOAT32
         tensor.shape.extend(rows.shape)
@@ -60,13 +61,6 @@ def fill_output(output: types_pb2.Output, emitted: Emitted, form: Form, model: L
         labels = model.manifest.output.labels if form is Form.VALUES and model.manifest.output.kind == "numeric" else ()
         if labels:
             output.labels.extend(labels[index] for index in rows.argmax(1))
-
-
-def _rows(values: Any) -> NDArray[np.float32]:
-    """Return rows [width], or blocks of rows [n, width], as one array [T, width]."""
-    if values[0].ndim == 1:
-        return values[0][None] if len(values) == 1 else np.stack(values)
-    return values[0] if len(values) == 1 else np.concatenate(values)
 
 
 def fill_nothing(output: types_pb2.Output, finished: Finished) -> None:

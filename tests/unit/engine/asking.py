@@ -6,7 +6,7 @@ import numpy as np
 
 from cellstate_service.engine.core import EngineCore
 from cellstate_service.engine.outbox import Outbox
-from cellstate_service.engine.request import Emit, Event, Failed, Form, Generation, Request, StepOutput
+from cellstate_service.engine.request import Emit, Event, Failed, Form, Generation, Outputs, Request
 from cellstate_service.engine.resident import Resident
 from cellstate_service.models.loading import LoadedModel
 
@@ -44,7 +44,12 @@ def run(core: EngineCore, most: int = 10_000) -> None:
 
 
 def positions(events: list[Event]) -> list[int]:
-    return [event.position for event in events if isinstance(event, StepOutput)]
+    return [position for event in events if isinstance(event, Outputs) for position in range(event.first_position, event.position)]
+
+
+def values(events: list[Event]) -> list[Any]:
+    """What the events emit, one for each step."""
+    return [value for event in events if isinstance(event, Outputs) for value in event.values]
 
 
 def failure(events: list[Event]) -> Any:

@@ -1,16 +1,45 @@
 """What the tests of the engine share: one thread for torch, a clock that stands still, and a core over a tiny real model."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from cellstate_service.engine.core import EngineCore
 from cellstate_service.engine.state_pool import StatePool
 from cellstate_service.models.loading import LoadedModel, load_model
+from cellstate_service.models.networks import Program
 from cellstate_service.observability.metrics import Metrics
 from tests.models_on_disk import write_recurrent
+
+
+class Breakable:
+    """A program whose next calls raise, each where it is told to."""
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+        self.breaks: set[str] = set()
+
+    def advance(self, inputs: Tensor, state: list[Tensor]) -> tuple[Tensor, list[list[Tensor]]]:
+        self._maybe("advance")
+        return self._program.advance(inputs, state)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        self._maybe("head")
+        return self._program.head(hidden)
+
+    def _maybe(self, where: str) -> None:
+        if where in self.breaks:
+            self.breaks.remove(where)
+            raise RuntimeError("injected")
+
+
+def breakable(model: LoadedModel) -> tuple[LoadedModel, Breakable]:
+    program = Breakable(model.network.program)
+    return replace(model, network=replace(model.network, program=program)), program
 
 
 class FakeClock:
@@ -23,6 +52,9 @@ class FakeClock:
         return self.time_s
 
     def monotonic(self) -> float:
+        return self.time_s
+
+    def thread_time(self) -> float:
         return self.time_s
 
 

@@ -1,38 +1,19 @@
 """The engine's core over a tiny real model, without threads: what is asked ends exactly once, in order, whatever happens in between."""
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 import pytest
 
-from cellstate_service.engine import batch
 from cellstate_service.engine.core import EngineCore
-from cellstate_service.engine.request import Emit, Finish, Finished, Form, Generation, Request, StepOutput, StopTaken
+from cellstate_service.engine.request import Emit, Finish, Finished, Form, Generation, Outputs, Request, StopTaken
 from cellstate_service.errors import Aborted, DeadlinePassed, Exhausted, InvalidInput, NotFound, Precondition, Reason, StepFailed, Unavailable
 from cellstate_service.models.loading import LoadedModel
-from tests.unit.engine.asking import consume, failure, generating, outbox, positions, resident_of, run, taken
-from tests.unit.engine.conftest import FakeClock, new_core
+from tests.unit.engine.asking import consume, failure, generating, outbox, positions, resident_of, run, taken, values
+from tests.unit.engine.conftest import FakeClock, breakable, new_core
 
 
 @pytest.fixture
 def core(tokens_model: LoadedModel, clock: FakeClock) -> EngineCore:
     return new_core(tokens_model, clock)
-
-
-@pytest.fixture
-def broken(tokens_model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Let the network's next step raise."""
-    step, faults = tokens_model.network.step, [0]
-
-    def sometimes(*given: Any) -> Any:
-        if faults[0]:
-            faults[0] -= 1
-            raise RuntimeError("injected")
-        return step(*given)
-
-    monkeypatch.setattr(tokens_model.network, "step", sometimes)
-    return lambda: faults.__setitem__(0, 1)
 
 
 # -- fairness
@@ -83,13 +64,13 @@ def test_the_last_output_is_answered_without_a_step(core: EngineCore, tokens_mod
     resident, box = resident_of(tokens_model), outbox()
     core.accept(resident, consume(box, 1, 2, 3, emit=Emit.LAST))
     run(core)
-    before, _ = taken(core)
+    before, *_ = taken(core)
     core.accept(resident, Request(box, emit=Emit.LAST, form=Form.LOGITS))
     again, ended = taken(core)
-    assert isinstance(before, StepOutput)
-    assert isinstance(again, StepOutput)
-    assert before.position == again.position == 2
-    assert np.array_equal(before.value, again.value)
+    assert isinstance(before, Outputs)
+    assert isinstance(again, Outputs)
+    assert before.first_position == again.first_position == 2
+    assert np.array_equal(before.values, again.values)
     assert isinstance(ended, Finished)
     assert (ended.position, ended.consumed_steps) == (3, 0)
 
@@ -131,7 +112,7 @@ def test_a_stop_ends_running_and_waiting_generations_at_one_position(core: Engin
     core.stop_generation(resident, box)
     core.accept(resident, consume(box, 2))
     run(core)
-    events = [event for event in taken(core) if not isinstance(event, StepOutput)]
+    events = [event for event in taken(core) if not isinstance(event, Outputs)]
     assert [(type(event).__name__, getattr(event, "position", None)) for event in events] == [
         ("Finished", 1),
         ("Finished", 6),
@@ -149,7 +130,7 @@ def test_a_stop_reaches_a_generation_that_its_reader_paused(core: EngineCore, to
     assert box.paused
     core.stop_generation(resident, box)
     events = taken(core)
-    assert [type(event) for event in events] == [StepOutput] * 3 + [Finished, StopTaken]
+    assert [type(event) for event in events] == [Outputs] * 3 + [Finished, StopTaken]
     assert not core.has_work
 
 
@@ -197,16 +178,18 @@ def test_a_full_outbox_holds_back_the_next_request_too(core: EngineCore, tokens_
 # -- failures
 
 
-def test_a_failed_batch_leaves_states_unchanged_and_the_next_one_runs(core: EngineCore, tokens_model: LoadedModel, broken: Callable[[], None]) -> None:
+def test_a_failed_batch_leaves_states_unchanged_and_the_next_one_runs(tokens_model: LoadedModel, clock: FakeClock) -> None:
+    tokens_model, program = breakable(tokens_model)
+    core = new_core(tokens_model, clock)
     residents, boxes = [resident_of(tokens_model, seed) for seed in range(3)], [outbox() for _ in range(3)]
     for resident, box in zip(residents, boxes, strict=True):
         core.accept(resident, consume(box, 1, 2, 3))
         core.accept(resident, generating(box, 5))
-    for _ in range(4):
+    for _ in range(2):  # the chunk, then one token
         core.step()
     before = [core.read(resident) for resident in residents]
     taken(core)
-    broken()
+    program.breaks.add("advance")
     core.step()
     for resident, box, state in zip(residents, boxes, before, strict=True):
         error = failure(taken(core, box))
@@ -222,21 +205,18 @@ def test_a_failed_batch_leaves_states_unchanged_and_the_next_one_runs(core: Engi
     assert [resident.position for resident in residents] == [6, 6, 6]
 
 
-def test_a_fault_after_the_computation_leaves_states_unchanged(core: EngineCore, tokens_model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing an answer comes after the network's step: where it fails, no state may have moved."""
+def test_a_fault_after_the_computation_leaves_states_unchanged(tokens_model: LoadedModel, clock: FakeClock) -> None:
+    """The head comes after the cells: where it fails, no state may have moved."""
+    tokens_model, program = breakable(tokens_model)
+    core = new_core(tokens_model, clock)
     residents, boxes = [resident_of(tokens_model, seed) for seed in range(2)], [outbox() for _ in range(2)]
-    core.accept(residents[0], consume(boxes[0], *range(6)))
-    core.accept(residents[1], Request(boxes[1], inputs=np.arange(6), emit=Emit.ALL, form=Form.TOKENS))
-    for _ in range(3):
-        core.step()
+    for tokens in (range(3), range(3, 6)):
+        core.accept(residents[0], consume(boxes[0], *tokens))
+        core.accept(residents[1], Request(boxes[1], inputs=np.array(tokens), emit=Emit.ALL, form=Form.TOKENS))
+    core.step()
     before = [core.read(resident) for resident in residents]
-
-    def fails(*_: object) -> object:
-        raise RuntimeError("injected")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(batch, "draw_tokens", fails)
-        core.step()
+    program.breaks.add("head")
+    core.step()
     for resident, box, state in zip(residents, boxes, before, strict=True):
         assert failure(taken(core, box)).metadata["position"] == "3"
         after = core.read(resident)
@@ -275,14 +255,14 @@ def test_without_a_free_slot_a_request_fails_and_a_freed_slot_serves_the_next(to
 
 def test_a_slot_starts_at_zero_whoever_had_it(tokens_model: LoadedModel, clock: FakeClock) -> None:
     core = new_core(tokens_model, clock, slots=1)
-    values = []
+    found = []
     for _ in range(2):
         resident = resident_of(tokens_model)
         core.accept(resident, consume(outbox(), 1, 2, 3))
         run(core)
-        values.append(np.stack([event.value for event in taken(core) if isinstance(event, StepOutput)]))
+        found.append(np.stack(values(taken(core))))
         core.release(resident)
-    first, second = values
+    first, second = found
     assert np.array_equal(first, second)
 
 
@@ -365,8 +345,8 @@ def test_a_state_read_and_given_to_another_session_goes_on_the_same(core: Engine
     for resident in (source, copy):
         core.accept(resident, generating(outbox(), 9))
     run(core)
-    values = [event.value for event in taken(core) if isinstance(event, StepOutput)]
-    assert values[::2] == values[1::2]
+    made = values(taken(core))
+    assert made[::2] == made[1::2]
 
 
 def test_a_reset_session_is_a_new_one(core: EngineCore, tokens_model: LoadedModel) -> None:
@@ -374,7 +354,7 @@ def test_a_reset_session_is_a_new_one(core: EngineCore, tokens_model: LoadedMode
     for _ in range(2):
         core.accept(resident, generating(outbox(), 9))
         run(core)
-        found.append([event for event in taken(core) if isinstance(event, StepOutput)])
+        found.append([event for event in taken(core) if isinstance(event, Outputs)])
         core.reset(resident, 5)
         assert resident.position == 0
     assert found[0] == found[1]

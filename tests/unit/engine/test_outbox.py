@@ -7,19 +7,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cellstate_service.engine.outbox import Emitted, Outbox
-from cellstate_service.engine.request import Emit, Failed, Finish, Finished, StepOutput, StopTaken
+from cellstate_service.engine.request import Emit, Failed, Finish, Finished, Outputs, StopTaken
 from cellstate_service.errors import StepFailed
 
 
-def step(position: int, *, generated: bool = True, text: str = "", log: float | None = None) -> StepOutput:
-    return StepOutput(position, position + 100, text, log, generated)
+def step(position: int, *, generated: bool = True, text: str = "", log: float | None = None) -> Outputs:
+    return Outputs(position, [position + 100], text, [] if log is None else [log], generated)
 
 
 def finished(position: int) -> Finished:
     return Finished(Finish.MAX_STEPS, position, 0, position, None, None, 0.0, 0.0, Emit.NONE, generates=True)
 
 
-def emit(outbox: Outbox, event: StepOutput) -> None:
+def emit(outbox: Outbox, event: Outputs) -> None:
     """What engine and loop do with one step."""
     outbox.sent += 1
     outbox.push(event)

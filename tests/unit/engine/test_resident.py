@@ -1,6 +1,5 @@
 """A resident session's bookkeeping: positions, texts, and stop sequences that span steps and requests."""
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,7 +17,7 @@ def writer() -> Resident:
 def first_stop(resident: Resident, tokens: list[int], generation: Generation) -> tuple[int, object] | None:
     """Generate tokens until one completes a stop sequence; return how many it took, and which."""
     for count, token in enumerate(tokens, 1):
-        stop = resident.stop_sequence(generation, resident.generated(token))
+        stop = resident.stop_sequence(generation, resident.generated([token]))
         if stop is not None:
             return count, stop
     return None
@@ -60,7 +59,7 @@ def test_the_longest_stop_tokens_are_kept_and_no_more() -> None:
 def test_an_input_starts_a_new_text() -> None:
     resident, generation = writer(), Generation(99, stop_texts=("ab",), stop_tokens=((0, 1),))
     assert first_stop(resident, [0], generation) is None
-    resident.consumed(2)
+    resident.consumed(1, [2])
     assert first_stop(resident, [1], generation) is None
     assert resident.position == 3
     assert resident.has_output
@@ -69,7 +68,7 @@ def test_an_input_starts_a_new_text() -> None:
 def test_a_character_of_several_bytes_comes_when_it_is_complete() -> None:
     resident = Resident(seed=0, decoder=ByteTokenizer().decoder())
     generation = Generation(99, stop_texts=("é",))
-    texts = [resident.generated(byte) for byte in "xé".encode()]
+    texts = [resident.generated([byte]) for byte in "xé".encode()]
     assert texts == ["x", "", "é"]
     assert resident.stop_sequence(generation, "é") == "é"
 
@@ -78,12 +77,11 @@ def test_a_step_that_completes_no_text_completes_no_stop_text() -> None:
     resident = Resident(seed=0, decoder=ByteTokenizer().decoder())
     generation = Generation(99, stop_texts=("x",))
     assert first_stop(resident, [ord("x")], generation) == (1, "x")
-    assert resident.stop_sequence(generation, resident.generated("é".encode()[0])) is None
+    assert resident.stop_sequence(generation, resident.generated(["é".encode()[0]])) is None
 
 
-@pytest.mark.parametrize("token", [None, 1])
-def test_steps_without_a_tokenizer_have_no_text(token: int | None) -> None:
+def test_steps_without_a_tokenizer_have_no_text() -> None:
     resident = Resident(seed=0)
-    assert resident.generated(token) == ""
-    assert resident.position == 1
-    assert resident.tail_tokens == (() if token is None else (1,))
+    assert resident.generated([1, 2]) == ""
+    assert resident.position == 2
+    assert list(resident.tail_tokens) == [1, 2]

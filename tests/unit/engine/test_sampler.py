@@ -2,14 +2,16 @@
 
 import itertools
 import math
+from collections.abc import Iterable
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cellstate_service.engine import sampler
 from cellstate_service.engine.request import Sampling
-from cellstate_service.engine.sampler import Draw, draw_tokens, log_probabilities, uniform
+from cellstate_service.engine.sampler import Draw, gather_draws
 from tests import oracle
 
 DRAWS = 4000
@@ -22,6 +24,22 @@ samplings = st.builds(
     top_p=st.sampled_from([1e-9, 0.25, 0.9, 1.0]),
 )
 seeds = st.integers(0, 2**64 - 1)
+
+
+def signed(numbers: Iterable[int]) -> torch.Tensor:
+    return torch.tensor([number - (1 << 64) if number >> 63 else number for number in numbers])
+
+
+def uniform(seeds: Iterable[int], positions: Iterable[int]) -> list[float]:
+    return [float(number) for number in sampler.uniform(signed(seeds), signed(positions))]
+
+
+def draw_tokens(logits: torch.Tensor, draws: list[Draw]) -> list[int]:
+    return [int(token) for token in sampler.draw(logits, gather_draws(draws, logits.shape[1]), 0)]
+
+
+def log_probabilities(logits: torch.Tensor, tokens: list[int]) -> list[float]:
+    return [float(log) for log in sampler.log_probabilities(logits, torch.tensor(tokens))]
 
 
 def drawn(logits: list[float], sampling: Sampling, count: int = DRAWS) -> list[int]:

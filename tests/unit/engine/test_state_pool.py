@@ -1,16 +1,14 @@
-"""The state pool and the runner: slots, copies by name, and rows that fail without moving."""
+"""The state pool: slots, copies by name, and working sets that nobody can tell from the pool."""
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from hypothesis import given
+from hypothesis import strategies as st
 
-from cellstate_service.engine.runner import Runner
 from cellstate_service.engine.state_pool import StatePool
 from cellstate_service.errors import Exhausted
-from cellstate_service.models.loading import LoadedModel, load_model
 from cellstate_service.models.networks import StateSpec
-from tests.models_on_disk import write_recurrent
 
 SPECS = (StateSpec("h", 2, 3), StateSpec("c", 2, 5))
 
@@ -34,62 +32,74 @@ def test_a_slot_is_read_as_it_was_written_and_paired_by_name() -> None:
     read, output = pool.read(1)
     assert all(np.array_equal(read[name], state[name]) for name in state)
     assert list(output) == [0, 1, 2, 3]
-    gathered = pool.gather(torch.tensor([2, 1]))
-    assert torch.equal(gathered["h"][:, 1], torch.from_numpy(state["h"]))
-    assert not gathered["c"][:, 0].any()
+    (h, _, c, _, last) = pool.rows([2, 1])
+    assert torch.equal(h[1], torch.from_numpy(state["h"][0]))
+    assert torch.equal(last[1], torch.arange(4.0))
+    assert not c[0].any()
 
 
-def test_what_is_read_or_gathered_is_a_copy() -> None:
+def filled(pool: StatePool, slots: list[int], value: float) -> list[torch.Tensor]:
+    return [torch.full_like(column, value) for column in pool.rows(slots)]
+
+
+def value_of(pool: StatePool, slot: int) -> float:
+    state, output = pool.read(slot)
+    (value,) = {float(number) for array in (*state.values(), output) for number in array.flat}
+    return value
+
+
+def test_what_is_read_or_taken_is_a_copy() -> None:
     pool = StatePool(SPECS, 4, 2)
     read, output = pool.read(0)
     read["h"][:] = output[:] = 7
-    pool.gather(torch.tensor([0]))["h"].fill_(7)
-    pool.outputs(torch.tensor([0])).fill_(7)
-    assert not pool.gather(torch.tensor([0]))["h"].any()
-    assert not pool.outputs(torch.tensor([0])).any()
+    for column in (*pool.rows([0]), pool.output(0)):
+        column.fill_(7)
+    assert value_of(pool, 0) == 0
 
 
-def test_scatter_writes_the_given_slots_only() -> None:
+def test_a_working_set_is_the_same_tensors_while_its_members_stay() -> None:
     pool = StatePool(SPECS, 4, 4)
-    slots = torch.tensor([3, 1])
-    state = {"h": torch.arange(12.0).reshape(2, 2, 3), "c": torch.arange(20.0).reshape(2, 2, 5)}
-    pool.scatter(slots, state, torch.ones(2, 4))
-    assert all(torch.equal(pool.gather(slots)[name], tensor) for name, tensor in state.items())
-    assert not pool.gather(torch.tensor([0, 2]))["c"].any()
+    kept = filled(pool, [3, 1], 5.0)
+    pool.keep([3, 1], kept)
+    assert pool.rows([3, 1]) is kept
+    other = filled(pool, [0, 2], 6.0)
+    pool.keep([0, 2], other)
+    assert pool.rows([3, 1]) is kept
+    assert pool.rows([0, 2]) is other
 
 
-def test_copy_and_clear() -> None:
-    pool = StatePool(SPECS, 4, 2)
-    pool.scatter(torch.tensor([0]), {"h": torch.ones(2, 1, 3), "c": torch.ones(2, 1, 5)}, torch.ones(1, 4))
-    pool.copy(0, 1)
-    pool.clear(0)
-    assert not pool.gather(torch.tensor([0]))["h"].any()
-    assert pool.gather(torch.tensor([1]))["h"].all()
-    assert pool.outputs(torch.tensor([1])).all()
+@pytest.mark.parametrize("members", [[1, 3], [3], [0, 1, 2, 3], [1, 2]], ids=str)
+def test_other_members_see_what_the_last_step_gave(members: list[int]) -> None:
+    pool = StatePool(SPECS, 4, 4)
+    pool.keep([3, 1], filled(pool, [3, 1], 5.0))
+    for column in pool.rows(members):
+        assert [float(row[0]) for row in column] == [5.0 if slot in {1, 3} else 0.0 for slot in members]
 
 
-@pytest.fixture(scope="module")
-def steep(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
-    """A network that has no bound: a large enough input overflows."""
-    path = write_recurrent(tmp_path_factory.mktemp("steep") / "model", cell="rnn_relu", input_kind="numeric", hidden_size=8, seed=2) / "weights.safetensors"
-    weights = load_file(path)
-    save_file(weights | {"rnn.weight_ih_l0": 1e4 * weights["rnn.weight_ih_l0"]}, path)
-    return load_model(path.parent)
-
-
-@pytest.mark.parametrize("bad", [{0}, {1, 3}, {0, 1, 2, 3}, set()], ids=str)
-def test_rows_that_are_not_finite_do_not_move_and_the_others_do(steep: LoadedModel, bad: set[int]) -> None:
-    pool = StatePool(steep.network.state, steep.network.output_size, 9)
-    runner, slots = Runner(steep.network, pool), torch.tensor([5, 2, 8, 0])
-    runner.commit(slots, runner.compute(slots, torch.ones(4, 1)))
-    before, outputs = pool.gather(slots), pool.outputs(slots)
-    expected, state = steep.network.step(torch.full((4, 1), 2.0), before)
-    inputs = torch.tensor([[3e38 if row in bad else 2.0] for row in range(4)])
-    computed = runner.compute(slots, inputs)
-    runner.commit(slots, computed)
-    after, last = pool.gather(slots)["h"], pool.outputs(slots)
-    assert [not ok for ok in computed.good.tolist()] == [row in bad for row in range(4)]
-    for row in range(4):
-        assert torch.equal(after[:, row], (before if row in bad else state)["h"][:, row])
-        assert torch.equal(last[row], (outputs if row in bad else expected)[row])
-    assert not pool.gather(torch.tensor([1, 3, 4, 6, 7]))["h"].any()
+@given(
+    st.lists(st.tuples(st.sampled_from(["step", "step", "step", "read", "clear", "write", "renew"]), st.permutations(range(5)), st.integers(1, 5)), max_size=30)
+)
+def test_every_slot_holds_what_was_last_put_there(commands: list[tuple[str, list[int], int]]) -> None:
+    pool = StatePool(SPECS, 4, 5)
+    expected = {pool.acquire(): 0.0 for _ in range(5)}
+    for number, (command, order, size) in enumerate(commands, 1):
+        slots = order[:size]
+        if command == "step":
+            rows = pool.rows(slots)
+            assert [float(value) for value in rows[0][:, 0]] == [expected[slot] for slot in slots]
+            pool.keep(slots, [torch.full_like(column, number) for column in rows])
+            expected |= dict.fromkeys(slots, float(number))
+        elif command == "write":
+            state = {spec.name: np.full((spec.layers, spec.width), number, dtype=np.float32) for spec in SPECS}
+            pool.write(slots[0], state, np.full(4, number, dtype=np.float32))
+            expected[slots[0]] = float(number)
+        elif command == "read":
+            assert float(pool.read(slots[0])[0]["h"][0, 0]) == expected[slots[0]]
+        else:
+            if command == "renew":
+                pool.release(slots[0])
+                assert pool.acquire() == slots[0]
+            pool.clear(slots[0])
+            expected[slots[0]] = 0.0
+    for slot, value in expected.items():
+        assert float(pool.read(slot)[0]["c"][1, 4]) == value

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cellstate_service.models import linear
 from cellstate_service.models.loading import LoadedModel, load_model
+from cellstate_service.models.manifest import Dtype
 from cellstate_service.models.networks import Network, StateSpec
 from cellstate_service.models.numerics import check_numerics
 from tests.models_on_disk import write_feed_forward, write_recurrent
@@ -69,22 +70,28 @@ def test_feed_forward(tmp_path: Path, activation: str) -> None:
 
 
 class Neighbourly:
-    """A network whose rows depend on their batch."""
+    """A program whose rows depend on their batch, or on how a sequence is cut into chunks."""
 
-    state = (StateSpec("h", 1, 2),)
-    output_size = 2
+    def __init__(self, *, rows: bool) -> None:
+        self._rows = rows
 
-    def step(self, inputs: Tensor, state: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        return inputs + len(inputs) // 17, {"h": state["h"]}
+    def advance(self, inputs: Tensor, state: list[Tensor]) -> tuple[Tensor, list[list[Tensor]]]:
+        steps, rows = inputs.shape[:2]
+        disturbed = inputs + (rows // 17 if self._rows else steps // 3)
+        return disturbed.flatten(0, 1), [state] * steps
 
-    def initial_state(self, rows: int) -> dict[str, Tensor]:
-        return {"h": torch.zeros(1, rows, 2)}
+    def head(self, hidden: Tensor) -> Tensor:
+        return hidden
 
 
-def test_self_check_withdraws_the_promise() -> None:
-    found = check_numerics(Neighbourly(), None, 2)
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [(True, "outputs of a row computed alone and in a batch of 17 differ"), (False, "5 steps of 1 rows taken at once and one by one differ")],
+)
+def test_self_check_withdraws_the_promise(rows: bool, reason: str) -> None:
+    found = check_numerics(Network(Neighbourly(rows=rows), (StateSpec("h", 1, 2),), 2), None, 2)
     assert not found.batch_invariant
-    assert found.reason == "outputs of a row computed alone and in a batch of 17 differ"
+    assert found.reason == reason
 
 
 def test_several_threads_make_no_promise(load_recurrent: Callable[..., LoadedModel]) -> None:
@@ -107,11 +114,15 @@ def test_numerics_id_is_the_same_each_time_and_another_with_other_weights(load_r
     assert load_recurrent().numerics_id == load_recurrent().numerics_id != load_recurrent(seed=9).numerics_id
 
 
-def test_fallback_is_named_and_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = write_recurrent(tmp_path / "model", num_layers=2, hidden_size=33)
-    packed = load_model(folder).network
-    monkeypatch.setattr(linear, "packing_available", lambda: False)
-    fallback = load_model(folder)
-    assert "/aten-linear/" in fallback.numerics_id
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("hidden_size", [33, 128])
+def test_fallback_is_named_and_right_and_keeps_the_promise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hidden_size: int, dtype: Dtype) -> None:
+    folder = write_recurrent(tmp_path / "model", num_layers=2, hidden_size=hidden_size)
+    packed = load_model(folder, dtype).network
+    monkeypatch.setattr(linear, "packing_available", lambda dtype: False)
+    fallback = load_model(folder, dtype)
+    assert f"/{dtype}/threads-1/aten-tiled16/" in fallback.numerics_id
     tokens, state = torch.arange(9), packed.initial_state(9)
-    torch.testing.assert_close(fallback.network.step(tokens, state)[0], packed.step(tokens, state)[0], rtol=0, atol=1e-5)
+    tolerance = 1e-5 if dtype == "float32" else 2e-2
+    torch.testing.assert_close(fallback.network.step(tokens, state)[0], packed.step(tokens, state)[0], rtol=0, atol=tolerance)
+    assert_same_bits_in_every_batch(fallback)

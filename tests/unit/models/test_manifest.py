@@ -102,7 +102,7 @@ def test_feed_forward_serves_one_to_one(tmp_path: Path) -> None:
         ({"generation": {"temperature": -1.0}}, "generation.temperature: Input should be greater than or equal to 0"),
         ({"generation": {"top_p": 0.0}}, "generation.top_p: Input should be greater than 0"),
         ({"generation": {"temperature": float("nan")}}, "generation.temperature: "),
-        ({"dtype": "bfloat16"}, "dtype: Input should be 'float32', not 'bfloat16'"),
+        ({"dtype": "float16"}, "dtype: Input should be 'float32' or 'bfloat16', not 'float16'"),
         ({"cell": "x", "format": 3, "extra": 1}, "format: Input should be 1, not 3; cell: Input should be"),
     ],
 )

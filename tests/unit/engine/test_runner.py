@@ -1,0 +1,138 @@
+"""The runner: rows that fail without moving, pieces of input that give the bits of single steps, and one compiled call for all of it."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from cellstate_service.engine.request import Sampling
+from cellstate_service.engine.runner import Stepping, Taken, compile_stepping
+from cellstate_service.engine.sampler import Draw, gather_draws
+from cellstate_service.models.loading import LoadedModel, load_model
+from tests.models_on_disk import write_feed_forward, write_recurrent
+
+ROWS = 4
+
+
+@pytest.fixture(scope="module")
+def steep(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    """A network that has no bound: a large enough input overflows."""
+    path = write_recurrent(tmp_path_factory.mktemp("steep") / "model", cell="rnn_relu", input_kind="numeric", hidden_size=8, seed=2) / "weights.safetensors"
+    weights = load_file(path)
+    save_file(weights | {"rnn.weight_ih_l0": 1e4 * weights["rnn.weight_ih_l0"]}, path)
+    return load_model(path.parent)
+
+
+def start(model: LoadedModel, rows: int = ROWS) -> list[Tensor]:
+    return [*model.network.flatten(model.network.initial_state(rows)), torch.zeros(rows, model.network.output_size)]
+
+
+def same(left: list[Tensor], right: list[Tensor]) -> bool:
+    return all(torch.equal(one, other) for one, other in zip(left, right, strict=True))
+
+
+def test_what_steps_is_compiled(tokens_model: LoadedModel) -> None:
+    assert isinstance(compile_stepping(tokens_model.network), torch.jit.ScriptModule)
+
+
+@pytest.mark.parametrize("every", [False, True])
+@pytest.mark.parametrize("bad", [{0: 0}, {1: 2, 3: 1}, {0: 2, 1: 0, 2: 1, 3: 2}, {}], ids=str)
+def test_a_row_stands_before_the_step_that_was_not_finite(steep: LoadedModel, bad: dict[int, int], every: bool) -> None:
+    """Row to the step at which its input overflows, of three."""
+    stepping, rows = compile_stepping(steep.network), start(steep)
+    inputs = torch.full((3, ROWS, 1), 2.0)
+    for row, step in bad.items():
+        inputs[step, row] = 3e38
+    taken = stepping.consume(rows, inputs, every)
+    assert taken.complete == (not bad)
+    assert len(taken.outputs) == (3 if every else 1)
+    if bad:
+        assert taken.counts.tolist() == [bad.get(row, 3) for row in range(ROWS)]
+    for row in range(ROWS):
+        alone = [column[row : row + 1] for column in rows]
+        for step in range(bad.get(row, 3)):
+            alone = stepping.consume(alone, inputs[step : step + 1, row : row + 1], False).rows
+        assert same([column[row : row + 1] for column in taken.rows], alone)
+
+
+def test_not_a_number_stays_in_its_row_of_a_piece(steep: LoadedModel) -> None:
+    stepping = compile_stepping(steep.network)
+    inputs = torch.rand(5, ROWS, 1)
+    clean = stepping.consume(start(steep), inputs, True)
+    inputs[2, 1] = float("nan")
+    taken = stepping.consume(start(steep), inputs, True)
+    others = [0, 2, 3]
+    assert taken.counts.tolist() == [5, 2, 5, 5]
+    assert same([column[others] for column in taken.rows], [column[others] for column in clean.rows])
+    assert torch.equal(taken.outputs[:, others], clean.outputs[:, others])
+
+
+def test_generation_stops_each_row_where_it_stands(steep: LoadedModel) -> None:
+    """A closed loop that overflows after some steps, in one row."""
+    stepping, rows = compile_stepping(steep.network), start(steep)
+    rows[-1] = torch.tensor([[0.5], [3e38], [1.0], [0.0]])
+    taken = stepping.feed(rows, torch.empty(0), torch.arange(ROWS), torch.ones(ROWS, dtype=torch.int64))
+    assert taken.counts.tolist() == [1, 0, 1, 1]
+    assert same([column[1:2] for column in taken.rows], [column[1:2] for column in rows])
+
+
+SAMPLING = [Sampling(0.0), Sampling(0.9), Sampling(1.3, top_k=3), Sampling(0.7, top_p=0.8)]
+EVERYONE, NOTHING = torch.arange(ROWS), torch.empty(0)
+
+
+def one_by_one(model: LoadedModel, steps: int) -> list[Taken]:
+    stepping, rows, found = compile_stepping(model.network), start(model), []
+    for position in range(steps):
+        draws = gather_draws([Draw(one, 5, position) for one in SAMPLING], model.network.output_size)
+        found.append(stepping.generate(rows, NOTHING, EVERYONE, draws, True, torch.ones(ROWS, dtype=torch.int64), None))
+        rows = found[-1].rows
+    return found
+
+
+@pytest.mark.parametrize("limits", [[6, 6, 6, 6], [6, 1, 3, 6], [2, 2, 2, 5]], ids=str)
+def test_several_steps_of_generation_are_the_same_as_one_by_one(tokens_model: LoadedModel, limits: list[int]) -> None:
+    singly = one_by_one(tokens_model, 6)
+    draws = gather_draws([Draw(one, 5, 0) for one in SAMPLING], tokens_model.network.output_size)
+    taken = compile_stepping(tokens_model.network).generate(start(tokens_model), NOTHING, EVERYONE, draws, True, torch.tensor(limits), None)
+    assert len(taken.fed) == max(limits)
+    assert taken.complete == (min(limits) == max(limits))
+    assert taken.complete or (taken.counts.tolist() == limits and not taken.failed.any())
+    for row, limit in enumerate(limits):
+        assert same([column[row] for column in taken.rows], [column[row] for column in singly[limit - 1].rows])
+        assert [step[row] for step in taken.fed[:limit]] == [step.fed[0][row] for step in singly[:limit]]
+        assert [step[row] for step in taken.logs[:limit]] == [step.logs[0][row] for step in singly[:limit]]
+
+
+def test_no_row_steps_beyond_its_end_token(tokens_model: LoadedModel) -> None:
+    singly = one_by_one(tokens_model, 12)
+    drawn = torch.stack([step.fed[0] for step in singly], 1).tolist()
+    end = drawn[1][4]
+    expected = [tokens.index(end) + 1 if end in tokens else 12 for tokens in drawn]
+    draws = gather_draws([Draw(one, 5, 0) for one in SAMPLING], tokens_model.network.output_size)
+    limits = torch.full((ROWS,), 12)
+    taken = compile_stepping(tokens_model.network).generate(start(tokens_model), NOTHING, EVERYONE, draws, False, limits, end)
+    assert taken.counts.tolist() == expected
+    for row, count in enumerate(expected):
+        assert same([column[row] for column in taken.rows], [column[row] for column in singly[count - 1].rows])
+
+
+def test_a_closed_loop_that_overflows_stands_before_that_step(steep: LoadedModel) -> None:
+    stepping, rows = compile_stepping(steep.network), start(steep)
+    rows[-1] = torch.tensor([[0.5], [1e30], [1.0], [0.0]])
+    alone, limits = [rows], torch.ones(ROWS, dtype=torch.int64)
+    for _ in range(8):
+        alone.append(stepping.feed(alone[-1], NOTHING, EVERYONE, limits).rows)
+    taken = stepping.feed(rows, NOTHING, EVERYONE, 8 * limits)
+    assert taken.failed[1]
+    for row, count in enumerate(taken.counts.tolist()):
+        assert same([column[row] for column in taken.rows], [column[row] for column in alone[count]])
+
+
+def test_a_network_without_state_steps_too(tmp_path_factory: pytest.TempPathFactory) -> None:
+    model = load_model(write_feed_forward(tmp_path_factory.mktemp("plain") / "model"))
+    stepping: Stepping = compile_stepping(model.network)
+    inputs = torch.randn(3, ROWS, model.manifest.input.size)
+    inputs[1, 2] = float("inf")
+    taken = stepping.consume(start(model), inputs, True)
+    assert taken.counts.tolist() == [3, 3, 1, 3]
+    assert torch.equal(taken.outputs[2, 0], model.network.step(inputs[2], {})[0][0])
