@@ -53,7 +53,7 @@ class App:
     sessions: SessionManager
     server: Server
     exposition: Exposition | None
-    watchers: "asyncio.Future[list[None]]"
+    watchers: "asyncio.Future[tuple[None, None]]"
 
     @property
     def port(self) -> int:

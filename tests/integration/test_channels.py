@@ -14,7 +14,6 @@ import pytest_asyncio
 from cellstate.v1.error_pb2 import ErrorReason
 from cellstate.v1.inference_pb2 import CloseDirective, ManyToManyRequest, ManyToManyResponse, OneToOneRequest, Target
 from cellstate.v1.types_pb2 import EMIT_NONE, FINISH_REASON_STOP_DIRECTIVE, OUTPUT_FORM_TOKENS
-from cellstate_service.settings import EngineSettings, LimitsSettings
 from tests.integration.serving import Served, ids, is_free, link_models, moves, one_to_many, serving, stands_still
 from tests.integration.stubs import (
     STOP,
@@ -43,8 +42,8 @@ WIDE = 2048
 async def server(models: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served]:
     folder = link_models(models, tmp_path_factory.mktemp("channels"), "lstm-series", "lstm-text", "ids", "flowers")
     write_recurrent(folder / "wide", cell="gru", input_kind="numeric", features=WIDE, hidden_size=8, seed=50, start=[0.5] * WIDE)
-    limits = LimitsSettings(max_channels=MAX_CHANNELS, queued_steps=2000)
-    async with serving(folder, limits=limits, engine=EngineSettings(max_calls=60, output_window_steps=16)) as served:
+    limits = {"max_channels": MAX_CHANNELS, "queued_steps": 2000}
+    async with serving(folder, limits=limits, engine={"max_calls": 60, "output_window_steps": 16}) as served:
         yield served
 
 

@@ -20,7 +20,7 @@ from cellstate.v1.model_pb2 import ListModelsRequest
 from cellstate.v1.session_pb2 import CreateSessionRequest, DeleteSessionRequest, GetSessionRequest, ListSessionsRequest, Session
 from cellstate_service.rpc.server import SERVICES
 from cellstate_service.rpc.tls import TLSError
-from cellstate_service.settings import LimitsSettings, TLSSettings
+from cellstate_service.settings import TLSSettings
 from tests.integration.serving import Served, link_models, serving
 from tests.integration.stubs import Stubs, generation, many_to_one, on_model, on_session, open_many, refusal, text, values
 from tests.integration.tokens import OwnersStubs, write_tokens
@@ -205,7 +205,7 @@ async def test_calls_need_a_token_and_health_does_not(few_models: Path, tmp_path
 
 
 async def test_the_size_of_messages_is_limited(few_models: Path) -> None:
-    async with serving(few_models, limits=LimitsSettings(max_message_bytes=2000), metrics_port=None) as server:
+    async with serving(few_models, limits={"max_message_bytes": 2000}, metrics_port=None) as server:
         assert await server.stubs.inference.ManyToOne(iter(many_to_one(on_model("lstm-text"), text("a" * 1900), text("b" * 1900))))
 
         with pytest.raises(grpc.aio.AioRpcError) as caught:
