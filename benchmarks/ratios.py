@@ -19,6 +19,14 @@ def served_ratio(results: Results, item: str, size: int, model: str = "ref", sub
     return ratio(results.of_variant(item, "cellstate", variant, size, model), results.best(item, subject, size, model))
 
 
+def floor_rate(results: Results, item: str, size: int, model: str = "ref") -> float | None:
+    """Return the rate of bare products and empty messages one after the other: what is left where nothing else costs anything and nothing overlaps."""
+    products = results.spread(results.of_variant("inproc", PRODUCTS, "", size, model), "rate")
+    way = "stream" if item == "stepping" else ""
+    messages = results.spread(results.of_variant(item, "empty grpc.aio", way, size, model), "rate")
+    return None if products is None or messages is None else 1 / (1 / products.median + 1 / messages.median)
+
+
 def ratios_line(results: Results, options: Options) -> tuple[str, bool]:
     """Return the line, and whether all of it was measured."""
     model = options.models[0]

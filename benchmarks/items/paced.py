@@ -38,7 +38,7 @@ def _holds(run: Run, server: Cellstate, model: str, way: str, size: int) -> bool
     for _ in range(2):
         run.now(f"{model}, {size} sessions, {SUBJECTS[way]}")
         measure_s = min(MEASURE_S, 2 * run.options.measure_s)
-        figures = call(make_job(KINDS[way], server, model, size, (run.options.warm_s, measure_s), channels=8))
+        figures = call(make_job(KINDS[way], server, model, size, (run.options.warm_s, measure_s)))
         if figures.get("unimplemented"):
             raise UnimplementedError
         run.results.samples.append(Sample("paced", model, "cellstate", way, size, 0, figures))

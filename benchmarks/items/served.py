@@ -15,9 +15,11 @@ from benchmarks.run import Run
 from benchmarks.samples import Sample
 from benchmarks.servers import Cellstate, Server, Stepper, Triton
 
-# Of Triton, the calls that a full run tries, and up to how many streams it generates: its own batch ends there.
-QUICK_CALLS = ("async",)
 ALL_CALLS = ("async", "sync", "stream")
+# A full run tries every way of calling Triton once for a short time, and keeps so many of each mode for its rounds.
+KEPT = {"generation": 2, "stepping": 3}
+SCOUT_S = (0.2, 0.9)
+Way = tuple[Variant, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +35,15 @@ def measure(run: Run, modes: Sequence[str]) -> None:
     """Measure `modes`, of "generation" and "stepping"."""
     options = run.options
     for model in options.models:
-        with _servers(run, model) as up, run.item(f"{' and '.join(modes)}, {model}", _total(run, up, modes)):
-            for turn in range(options.rounds):
-                for size in options.sizes:
-                    for mode in modes:
+        with _servers(run, model) as up:
+            ways = {(mode, size): _ways(run, up, model, mode, size) for size in options.sizes for mode in modes}
+            own = {"generation": 1 + len(up.others), "stepping": 2 * (1 + len(up.others))}
+            total = options.rounds * sum(len(found) + own[mode] for (mode, _), found in ways.items())
+            with run.item(f"{' and '.join(modes)}, {model}", total):
+                for turn in range(options.rounds):
+                    for (mode, size), found in ways.items():
                         _measure_own(run, up, model, mode, size, turn)
-                        _measure_triton(run, up, model, mode, size, turn)
+                        _measure_triton(run, up, model, found, mode, size, turn)
 
 
 @contextlib.contextmanager
@@ -57,17 +62,33 @@ def _servers(run: Run, model: str) -> Iterator[Up]:
         yield Up(ours, others, triton)
 
 
-def _total(run: Run, up: Up, modes: Sequence[str]) -> int:
+def _ways(run: Run, up: Up, model: str, mode: str, size: int) -> list[Way]:
+    """Return Triton's variants, and the ways of calling them, that are measured: those known to be best, or the best of all after a short trial."""
     generating, stepping = run.options.variants
-    each = {"generation": 1 + len(up.others), "stepping": 2 * (1 + len(up.others))}
-    if up.triton is not None:
-        each["generation"] += len(generating)
-        each["stepping"] += len(_ways(run, stepping))
-    return run.options.rounds * len(run.options.sizes) * sum(each[mode] for mode in modes)
-
-
-def _ways(run: Run, stepping: Sequence[Variant]) -> list[tuple[Variant, str]]:
-    return [(variant, how) for variant in stepping for how in (QUICK_CALLS if run.options.quick else ALL_CALLS)]
+    if up.triton is None:
+        return []
+    if run.options.quick:
+        return [(variant, "") for variant in generating] if mode == "generation" else [(variant, "async") for variant in stepping]
+    tried: list[tuple[float, Way]] = []
+    every = [(variant, "") for variant in generating] if mode == "generation" else [(variant, how) for how in ALL_CALLS for variant in stepping]
+    crashes = 0
+    with run.item(f"ways of Triton, {mode}, {model}, {size}", len(every)):
+        for variant, how in every:
+            run.now(f"{variant} {how}")
+            run.advance()
+            if how == "stream" and crashes > 1:
+                run.note(f"Triton by streaming requests, {model}, {size} sequences: not tried further after two segmentation faults.")
+                continue
+            try:
+                figures = _triton_figures(up.triton, model, variant, how, size, (run.options.steps, *SCOUT_S))
+            except triton_load.CrashedError:
+                crashes += 1
+            except BenchmarkError as error:
+                run.note(f"Triton {variant} {how}, {model}, {size} at once: {error}")
+            else:
+                run.results.samples.append(Sample(f"trial of {mode}", model, "Triton", f"{variant} {how}".strip(), size, 0, figures))
+                tried.append((figures["rate"], (variant, how)))
+    return [way for _, way in sorted(tried, key=lambda pair: -pair[0])[: KEPT[mode]]]
 
 
 def _measure_own(run: Run, up: Up, model: str, mode: str, size: int, turn: int) -> None:
@@ -80,31 +101,38 @@ def _measure_own(run: Run, up: Up, model: str, mode: str, size: int, turn: int) 
             run.record(Sample(mode, model, server.name, variant, size, turn, figures))
 
 
-def _measure_triton(run: Run, up: Up, model: str, mode: str, size: int, turn: int) -> None:
-    """Measure Triton in all ways that are tried; one that fails is noted."""
-    if up.triton is None:
-        return
-    generating, stepping = run.options.variants
-    ways = [(variant, "") for variant in generating] if mode == "generation" else _ways(run, stepping)
+def _measure_triton(run: Run, up: Up, model: str, ways: Sequence[Way], mode: str, size: int, turn: int) -> None:
+    """Measure Triton in the ways that were chosen; one that fails is noted."""
     for variant, how in ways:
         run.now(f"{size} at once, Triton {variant} {how}")
+        assert up.triton is not None
         try:
-            figures = _triton_figures(run, up.triton, model, variant, how, size)
+            figures = _triton_figures(up.triton, model, variant, how, size, (run.options.steps, *run.options.seconds))
         except BenchmarkError as error:
-            run.note(f"Triton {variant} {how} at {size}: not measured in a round: {str(error).splitlines()[0]}")
+            run.note(f"Triton {variant} {how}, {model}, {size} at once: not measured in a round: {error}")
             run.advance()
             continue
         run.record(Sample(mode, model, "Triton", f"{variant} {how}".strip(), size, turn, figures))
 
 
-def _triton_figures(run: Run, triton: Triton, model: str, variant: Variant, how: str, size: int) -> dict[str, float]:
-    """Measure once, and once more where Triton died; streaming over many sequences is not tried twice."""
+def _triton_figures(triton: Triton, model: str, variant: Variant, how: str, size: int, length: tuple[int, float, float]) -> dict[str, float]:
+    """Measure once, and once more where Triton died; streaming requests, which kills it often, is not tried twice.
+
+    Args:
+        triton: Started again where it died before.
+        model: Reference model.
+        variant: Of the model.
+        how: To call a sequence model; empty for generation.
+        size: Streams or sequences.
+        length: Tokens of a call, seconds of warming up, seconds of measuring.
+    """
+    steps, *seconds = length
     for last in (how == "stream", True):
         triton.revive()
         try:
             if how:
-                return triton_load.step(triton, model, variant, how, size, run.options.seconds)
-            return triton_load.generate(triton, model, variant, size, run.options.steps, run.options.seconds)
+                return triton_load.step(triton, model, variant, how, size, (seconds[0], seconds[1]))
+            return triton_load.generate(triton, model, variant, size, steps, (seconds[0], seconds[1]))
         except triton_load.CrashedError:
             if last:
                 raise

@@ -41,6 +41,6 @@ class Job:
         return make_wire(self.wire, self.model, self.logits)
 
     def channels(self) -> list[grpc.aio.Channel]:
-        """Return connections of their own for the streams, which are dealt to them in turn."""
+        """Return connections for the streams, which are dealt to them in turn; one unless `options.channels` says otherwise."""
         options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
-        return [grpc.aio.insecure_channel(self.address, options=options) for _ in range(min(self.size, int(self.options.get("channels", 4))))]
+        return [grpc.aio.insecure_channel(self.address, options=options) for _ in range(min(self.size, int(self.options.get("channels", 1))))]

@@ -7,7 +7,7 @@ from benchmarks import ablation
 from benchmarks.figures import Spread
 from benchmarks.items import paced
 from benchmarks.options import Options
-from benchmarks.ratios import PRODUCTS, inproc_ratio, served_ratio
+from benchmarks.ratios import PRODUCTS, floor_rate, inproc_ratio, served_ratio
 from benchmarks.samples import Results, Sample
 
 Pictures = dict[str, Path]
@@ -116,20 +116,27 @@ def _served_tables(results: Results, item: str, unit: str, model: str) -> str:
     if not samples:
         return ""
     sizes = _sizes(samples)
-    figures = {f"{unit} per second": "rate", "p50, ms": "p50_ms", "p99, ms": "p99_ms"}
-    if item == "generation":
-        figures |= {"time to first token, p50, ms": "first_p50_ms", "time to first token, p99, ms": "first_p99_ms", "tokens in a message": "tokens_per_message"}
     lines = _lines(results, item, model)
-    text = ""
-    for title, figure in figures.items():
-        rows = [[name, *(shown(results.spread(find(size), figure)) for size in sizes)] for name, find in lines.items()]
-        if figure == "rate":
-            rows += _ratio_rows(results, item, model, sizes, _subjects(samples))
-        text += f"\nModel `{model}`, {title}, by streams:\n\n{table(['', *map(str, sizes)], rows)}\n"
+    rows = [[name, *(shown(results.spread(find(size), "rate")) for size in sizes)] for name, find in lines.items()]
+    rows += _ratio_rows(results, item, model, sizes, _subjects(samples))
+    text = f"\nModel `{model}`, {unit} per second, by streams:\n\n{table(['', *map(str, sizes)], rows)}\n"
+    pairs = {"": ("p50_ms", "p99_ms")}
+    if item == "generation":
+        pairs = {"time between messages, ": ("p50_ms", "p99_ms"), "time to first token, ": ("first_p50_ms", "first_p99_ms")}
+    for title, names in pairs.items():
+        rows = [[name, *(" / ".join(_middle(results.spread(find(size), figure)) for figure in names) for size in sizes)] for name, find in lines.items()]
+        text += f"\nModel `{model}`, {title}p50 / p99 in ms, by streams:\n\n{table(['', *map(str, sizes)], rows)}\n"
+    if item == "generation":
+        words = (f"{size}: {_middle(results.spread(found, 'tokens_per_message'))}" for size in sizes if (found := results.best(item, "cellstate", size, model)))
+        text += f"\nTokens in a message of cellstate: {', '.join(words)}.\n"
     best = {size: found[0].variant for size in sizes if (found := results.best(item, "Triton", size, model))}
     if best:
         text += f"\nTriton's best variants: {', '.join(f'{size}: {variant}' for size, variant in best.items())}.\n"
     return text
+
+
+def _middle(spread: Spread | None) -> str:
+    return "-" if spread is None else number(spread.median)
 
 
 def _lines(results: Results, item: str, model: str) -> dict[str, Callable[[int], list[Sample]]]:
@@ -146,7 +153,17 @@ def _lines(results: Results, item: str, model: str) -> dict[str, Callable[[int],
 
 def _ratio_rows(results: Results, item: str, model: str, sizes: list[int], subjects: list[str]) -> list[list[str]]:
     others = [subject for subject in subjects if subject != "cellstate"]
-    return [[f"cellstate / {other}", *(factor(served_ratio(results, item, size, model, other)) for size in sizes)] for other in others]
+    rows = [[f"cellstate / {other}", *(factor(served_ratio(results, item, size, model, other)) for size in sizes)] for other in others]
+    bounds = {size: floor_rate(results, item, size, model) for size in sizes}
+    if any(bounds.values()):
+        ways = [results.of_variant(item, "cellstate", "stream" if item == "stepping" else "", size, model) for size in sizes]
+        shares = [
+            Spread.of([sample.figures["rate"] / bound for sample in way]) if way and (bound := bounds[size]) else None
+            for size, way in zip(sizes, ways, strict=True)
+        ]
+        rows.append(["bare products, then an empty message", *(number(bound) if bound else "-" for bound in bounds.values())])
+        rows.append(["cellstate / these two", *(factor(share) for share in shares)])
+    return rows
 
 
 def _token_time(results: Results, options: Options, pictures: Pictures) -> str | None:
@@ -156,7 +173,8 @@ def _token_time(results: Results, options: Options, pictures: Pictures) -> str |
     heads = ["", *next(iter(token_times(results, options.models[0]).values()))]
     return f"""## Where a token's time goes
 
-At 64 streams, microseconds of processor time for each token or step. The engine's part is split by what a bare step of 64 rows takes in process.
+At 64 streams, microseconds of processor time for each token or step. Bare step: what it takes in process, for ours in a batch of 64 rows on the engine's
+thread, for the plain server in a batch of one on its event loop. Engine's thread: of the other servers, the busiest thread beside the event loop.
 
 {table(heads, rows)}
 {_picture(pictures, "token-time")}"""
@@ -164,7 +182,8 @@ At 64 streams, microseconds of processor time for each token or step. The engine
 
 def token_times(results: Results, model: str, size: int = 64) -> dict[str, dict[str, float]]:
     """Return microseconds of processor time per token by where they are spent, for each subject that our callers measured."""
-    bare = results.spread(results.of_variant("inproc", "cellstate", "", size, model), "rate")
+    batched_us = _step_us(results, "cellstate", size, model)
+    alone_us = _step_us(results, "torch.lstm_cell", 1, model)
     found: dict[str, dict[str, float]] = {}
     for item, way in (("generation", ""), ("stepping", "stream"), ("stepping", "unary")):
         for subject in _subjects(results.of(item, model)):
@@ -173,15 +192,23 @@ def token_times(results: Results, model: str, size: int = 64) -> dict[str, dict[
             if any(spread is None for spread in parts.values()):
                 continue
             us = {name: spread.median for name, spread in parts.items() if spread is not None}
-            step = min(us["engine"], 1e6 / bare.median) if bare and subject == "cellstate" else 0.0
+            step = {"cellstate": batched_us, "plain grpc.aio": alone_us}.get(subject, 0.0)
+            on_engine = min(us["engine"], step) if subject == "cellstate" else 0.0
+            on_loop = min(us["loop"], step - on_engine) if subject != "cellstate" else 0.0
             found[f"{subject}, {item} {way}".strip()] = {
-                "bare step": step,
-                "rest of the engine's thread": us["engine"] - step,
-                "event loop": us["loop"],
+                "bare step": on_engine + on_loop,
+                "rest of the engine's thread": us["engine"] - on_engine,
+                "event loop": us["loop"] - on_loop,
                 "server's other threads": us["other"],
                 "client": us["client"],
             }
     return found
+
+
+def _step_us(results: Results, subject: str, rows: int, model: str) -> float:
+    """Return what a row's step takes in process; 0 where it was not measured."""
+    spread = results.spread(results.of_variant("inproc", subject, "", rows, model), "rate")
+    return 1e6 / spread.median if spread else 0.0
 
 
 def _per_token(sample: Sample, figure: str) -> Sample:

@@ -43,7 +43,7 @@ def _page(results: Results, options: Options, machine: dict[str, str], pictures:
 
 Written by `make bench`. One run on one machine; the callers run on it too, as processes of their own. Shown are medians of {options.rounds} rounds, in
 brackets the least and the greatest; subjects take turns within each round. Ratios are taken within a round, then their median. Only ratios carry over to
-other machines. All figures are in `results.json`.
+other machines. All streams of a load share one connection. All figures are in `results.json`.
 
 | | |
 |---|---|
