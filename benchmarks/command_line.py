@@ -28,8 +28,8 @@ def parse(arguments: list[str] | None = None) -> Options:
     )
     parser.add_argument("--quick", action="store_true", help="only what the closing line of ratios needs, in under ten minutes")
     parser.add_argument("--rounds", type=int, default=3, help="repetitions; medians are taken over them")
-    parser.add_argument("--warm-s", type=float, help="seconds before each measurement (default: 1, with --quick 0.4)")
-    parser.add_argument("--measure-s", type=float, help="seconds of each measurement (default: 3, with --quick 1.5)")
+    parser.add_argument("--warm-s", type=float, help="seconds before each measurement (default: 0.7, with --quick 0.4)")
+    parser.add_argument("--measure-s", type=float, help="seconds of each measurement (default: 2, with --quick 1.5)")
     parser.add_argument("--steps", type=int, default=128, help="tokens of one generation call")
     parser.add_argument("--sizes", type=int, nargs="+", help=f"streams or sessions at once (default: {FULL_SIZES}, with --quick {QUICK_SIZES})")
     parser.add_argument("--models", nargs="+", choices=sorted(REFERENCES), help="reference models (default: ref small, with --quick ref)")
@@ -46,8 +46,8 @@ def parse(arguments: list[str] | None = None) -> Options:
         items=tuple(given.items or (QUICK_ITEMS if quick else ITEMS)),
         quick=quick,
         rounds=given.rounds,
-        warm_s=given.warm_s or (0.4 if quick else 1.0),
-        measure_s=given.measure_s or (1.5 if quick else 3.0),
+        warm_s=given.warm_s or (0.4 if quick else 0.7),
+        measure_s=given.measure_s or (1.5 if quick else 2.0),
         steps=given.steps,
         sizes=tuple(given.sizes or (QUICK_SIZES if quick else FULL_SIZES)),
         rows=QUICK_ROWS if quick else FULL_ROWS,

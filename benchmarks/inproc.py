@@ -1,6 +1,6 @@
 """Steps per second in process, without any server: ours beside what plain torch offers and beside the bare matrix products.
 
-Everything runs on one torch thread in one process, and the subjects take turns within each round, so that they meet the same machine.
+Everything runs on one torch thread in one process, and the subjects take many short turns, so that they meet the same machine.
 """
 
 import time
@@ -17,6 +17,8 @@ from benchmarks.samples import Sample
 from cellstate_service.models.loading import load_model
 
 PACKING_ROWS = 64
+# Length of a turn, and turns for each round of the run. A turn begins with calls that do not count.
+SLICE_S, TURNS, WARM_CALLS = 0.05, 7, 2
 Advance = Callable[[], None]
 
 
@@ -101,7 +103,7 @@ SUBJECTS: dict[str, Callable[[Path, int], Advance]] = {
 
 def steps_per_s(advance: Advance, rows: int, seconds: float) -> float:
     """Return row steps per second of calling `advance` for a while."""
-    for _ in range(5):
+    for _ in range(WARM_CALLS):
         advance()
     calls, began_s = 0, time.perf_counter()
     while time.perf_counter() - began_s < seconds:
@@ -113,8 +115,7 @@ def steps_per_s(advance: Advance, rows: int, seconds: float) -> float:
 def measure(run: Run) -> None:
     """Measure all subjects at all sizes, in turns."""
     options = run.options
-    seconds = min(options.measure_s, 0.25 if options.quick else 0.5)
-    rounds = 2 * options.rounds
+    rounds = TURNS * options.rounds
     torch.set_num_threads(1)
     with run.item("in process", len(options.models) * len(options.rows) * len(SUBJECTS) * rounds), torch.inference_mode():
         for model in options.models:
@@ -123,4 +124,4 @@ def measure(run: Run) -> None:
                 for turn in range(rounds):
                     for subject, advance in advances.items():
                         run.now(f"{model}, {rows} rows, {subject}")
-                        run.record(Sample("inproc", model, subject, "", rows, turn, {"rate": steps_per_s(advance, rows, seconds)}))
+                        run.record(Sample("inproc", model, subject, "", rows, turn, {"rate": steps_per_s(advance, rows, SLICE_S)}))

@@ -16,7 +16,7 @@ from benchmarks.samples import Sample
 from benchmarks.servers import Cellstate, Server, Stepper, Triton
 
 ALL_CALLS = ("async", "sync", "stream")
-# A full run tries every way of calling Triton once for a short time, and keeps so many of each mode for its rounds.
+# A full run tries every way of calling Triton once for a short time on the first model, and keeps so many of each mode for its rounds.
 KEPT = {"generation": 2, "stepping": 3}
 SCOUT_S = (0.2, 0.9)
 Way = tuple[Variant, str]
@@ -34,11 +34,11 @@ class Up:
 def measure(run: Run, modes: Sequence[str]) -> None:
     """Measure `modes`, of "generation" and "stepping"."""
     options = run.options
+    ways: dict[tuple[str, int], list[Way]] = {}
     for model in options.models:
         with _servers(run, model) as up:
-            ways = {(mode, size): _ways(run, up, model, mode, size) for size in options.sizes for mode in modes}
-            own = {"generation": 1 + len(up.others), "stepping": 2 * (1 + len(up.others))}
-            total = options.rounds * sum(len(found) + own[mode] for (mode, _), found in ways.items())
+            ways = ways or {(mode, size): _ways(run, up, model, mode, size) for size in options.sizes for mode in modes}
+            total = options.rounds * sum(len(found) + (1 + len(up.others)) * len(_kinds(run, mode)) for (mode, _), found in ways.items())
             with run.item(f"{' and '.join(modes)}, {model}", total):
                 for turn in range(options.rounds):
                     for (mode, size), found in ways.items():
@@ -91,9 +91,16 @@ def _ways(run: Run, up: Up, model: str, mode: str, size: int) -> list[Way]:
     return [way for _, way in sorted(tried, key=lambda pair: -pair[0])[: KEPT[mode]]]
 
 
+def _kinds(run: Run, mode: str) -> dict[str, str]:
+    """Return the kinds of load of a mode, by variant; ratios need no unary calls."""
+    if mode == "generation":
+        return {"": "generate"}
+    return {"stream": "step-streams"} if run.options.quick else {"stream": "step-streams", "unary": "step-unary"}
+
+
 def _measure_own(run: Run, up: Up, model: str, mode: str, size: int, turn: int) -> None:
     """Measure all servers that our own callers speak to."""
-    kinds = {"generation": {"": "generate"}, "stepping": {"stream": "step-streams", "unary": "step-unary"}}[mode]
+    kinds = _kinds(run, mode)
     for server in (up.ours, *up.others):
         for variant, kind in kinds.items():
             run.now(f"{size} at once, {server.name} {variant}")

@@ -144,15 +144,13 @@ def _lines(results: Results, item: str, model: str) -> dict[str, Callable[[int],
     lines: dict[str, Callable[[int], list[Sample]]] = {}
     for sample in results.of(item, model):
         subject, variant = sample.subject, sample.variant
-        if subject == "Triton":
-            lines[subject] = lambda size: results.best(item, "Triton", size, model)
-        else:
+        if subject != "Triton":
             lines[f"{subject} {variant}".strip()] = lambda size, s=subject, v=variant: results.of_variant(item, s, v, size, model)  # type: ignore[misc]
-    return lines
+    return lines | {"Triton": lambda size: results.best(item, "Triton", size, model)}
 
 
 def _ratio_rows(results: Results, item: str, model: str, sizes: list[int], subjects: list[str]) -> list[list[str]]:
-    others = [subject for subject in subjects if subject != "cellstate"]
+    others = [subject for subject in subjects if subject not in {"cellstate", "Triton"}] + ["Triton"]
     rows = [[f"cellstate / {other}", *(factor(served_ratio(results, item, size, model, other)) for size in sizes)] for other in others]
     bounds = {size: floor_rate(results, item, size, model) for size in sizes}
     if any(bounds.values()):
