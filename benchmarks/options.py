@@ -7,8 +7,8 @@ from benchmarks.peers.triton_repository import Variant
 
 ITEMS = ("inproc", "bits", "generation", "stepping", "paced", "long", "idle", "ablation")
 QUICK_ITEMS = ("inproc", "bits", "generation", "stepping")
-# Best known of each size; the full run tries all.
-QUICK_GENERATING = (Variant("generate", "packed", 1), Variant("generate", "cell", 2))
+# What was seen to be best at one size or another; the full run tries all.
+QUICK_GENERATING = (Variant("generate", "packed", 1), Variant("generate", "packed", 2))
 QUICK_STEPPING = (Variant("direct", "packed", 1), Variant("oldest", "packed", 1))
 ALL_GENERATING = tuple(Variant("generate", stepper, threads) for stepper in ("cell", "packed") for threads in (1, 2))
 ALL_STEPPING = tuple(Variant(strategy, stepper, threads) for strategy in ("direct", "oldest") for stepper in ("cell", "packed") for threads in (1, 2))

@@ -68,7 +68,7 @@ def _ways(run: Run, up: Up, model: str, mode: str, size: int) -> list[Way]:
     if up.triton is None:
         return []
     if run.options.quick:
-        return [(variant, "") for variant in generating] if mode == "generation" else [(variant, "async") for variant in stepping]
+        return [(variant, "") for variant in generating] if mode == "generation" else [(stepping[0], "sync"), (stepping[1], "sync"), (stepping[1], "async")]
     tried: list[tuple[float, Way]] = []
     every = [(variant, "") for variant in generating] if mode == "generation" else [(variant, how) for how in ALL_CALLS for variant in stepping]
     crashes = 0
