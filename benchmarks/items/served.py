@@ -58,7 +58,11 @@ def _servers(run: Run, model: str) -> Iterator[Up]:
             generating, stepping = run.options.variants
             triton = Triton(model, [*generating, *stepping])
             stack.callback(triton.stop)
-            triton.start()
+            try:
+                triton.start()
+            except BenchmarkError as error:
+                run.note(f"Triton, {model}: not measured. {error}")
+                triton = None
         yield Up(ours, others, triton)
 
 
