@@ -5,7 +5,7 @@ MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
 export PATH := $(CURDIR)/.cache/bin:$(PATH)
 
-.PHONY: help setup setup-train demo serve test check format proto pins image-test clean
+.PHONY: help setup setup-train setup-bench demo serve test bench bench-quick check format proto pins image-test clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,16 @@ test: setup-train  ## run the whole suite (ARGS="-k name" for a part)
 
 check: setup  ## format, lint, types, layers, contract, stubs, Dockerfile
 	@scripts/check.sh
+
+setup-bench:
+	@scripts/setup.sh service,cli,bench,dev
+	@scripts/install_bench_needs.sh || echo "going on without Triton: its rows will say 'not measured'" >&2
+
+bench: setup-bench  ## measure everything beside Triton, plain gRPC servers and bare torch, into docs/benchmarks (ARGS="--items paced ...")
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+bench-quick: setup-bench  ## the essential part of it in under ten minutes, ending with a line of ratios
+	@$(BIN)/python -m benchmarks --quick $(ARGS)
 
 format: setup  ## put the code into its format
 	@$(BIN)/ruff format .

@@ -5,7 +5,7 @@ cd "$(dirname "$0")/.."
 venv=$(mktemp -d)
 trap 'rm -rf "$venv"' EXIT
 "${PYTHON:-python3}" -m venv "$venv"
-"$venv/bin/pip" install --quiet --disable-pip-version-check ".[service,cli,train,dev]"
+"$venv/bin/pip" install --quiet --disable-pip-version-check ".[service,cli,train,bench,dev]"
 {
   sed -n '/^#/p' constraints.txt
   # Which build of torch is wanted differs between machines: its local version and the libraries that only some builds bring are left open.

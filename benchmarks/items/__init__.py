@@ -1,0 +1,1 @@
+"""The items of the benchmark programme that need servers, one module each."""

@@ -1,0 +1,1 @@
+"""Turns results into tables, pictures and raw figures."""
