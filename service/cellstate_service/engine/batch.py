@@ -16,7 +16,7 @@ from cellstate_service.engine.request import Inputs, Request, Sampling
 from cellstate_service.engine.resident import Resident
 from cellstate_service.engine.runner import Taken, compile_stepping
 from cellstate_service.engine.sampler import Draw, Draws, gather_draws
-from cellstate_service.engine.state_pool import StatePool
+from cellstate_service.engine.state_pool import StatePool, size_of_batch
 from cellstate_service.models.loading import LoadedModel
 
 WARMING_ROUNDS = 3
@@ -61,19 +61,20 @@ class Batch:
 
         Where all generate, up to `ahead` steps of each: no more than it has left, and none beyond its end token.
         """
+        real, residents = len(residents), _filled(residents)
         requests = [resident.requests[0] for resident in residents]
         generating = [row for row, request in enumerate(requests) if not request.consuming]
         if not generating:
-            return self.consume(residents, 1)
+            return self.consume(residents[:real], 1)
         members = self._members_of(residents, requests, generating)
-        slots = [resident.taken_slot for resident in residents]
+        slots = [resident.taken_slot for resident in residents[:real]]
         rows, given = self._pool.rows(slots), self._given(requests, generating)
         limits = members.once if ahead == 1 else torch.tensor([min(ahead, request.steps_left) for request in requests])
         if members.draws is None:
             taken = self._stepping.feed(rows, given, members.index, limits)
         else:
             taken = self._stepping.generate(rows, given, members.index, members.draws, members.logs, limits, self._model.manifest.end_token)
-        steps = self._steps(residents, requests, taken, torch.stack(taken.fed).numpy())
+        steps = self._steps(residents[:real], requests[:real], taken, torch.stack(taken.fed).numpy())
         if taken.logs:
             steps.logs.update(zip(generating, torch.stack(taken.logs, 1).tolist(), strict=True))
         self._pool.keep(slots, taken.rows)  # what may fail lies before it, so that state and positions move together
@@ -87,7 +88,7 @@ class Batch:
         """Take `count` steps of input of each session as one chunk; all have as many to take. Moves their states, nothing else."""
         requests = [resident.requests[0] for resident in residents]
         slots = [resident.taken_slot for resident in residents]
-        inputs: Inputs = np.stack([request.taking(count) for request in requests], axis=1)  # type: ignore[assignment]
+        inputs: Inputs = np.stack([resident.requests[0].taking(count) for resident in _filled(residents)], axis=1)  # type: ignore[assignment]
         every = count > 1 and any(request.answered(1, count) for request in requests)
         taken = self._stepping.consume(self._pool.rows(slots), torch.from_numpy(inputs), every)
         steps = self._steps(residents, requests, taken, inputs)
@@ -95,10 +96,10 @@ class Batch:
         return steps
 
     def warm_up(self, most_rows: int, given_up: Callable[[], bool]) -> None:
-        """Compute every size of batch once, on no session's state: compiling and building kernels takes longer than the steps themselves."""
+        """Compute every size that batches of up to `most_rows` have once, on no session's state: building kernels takes longer than the steps themselves."""
         shape = (1,) if self._takes_tokens else (1, self._model.manifest.input.size)
         one = torch.zeros(1, *shape, dtype=torch.int64 if self._takes_tokens else torch.float32)
-        for count in range(most_rows, 0, -1):
+        for count in sorted({size_of_batch(rows) for rows in range(1, most_rows + 1)}, reverse=True):
             if given_up():
                 return
             rows = self._pool.empty_rows(count)
@@ -145,14 +146,14 @@ class Batch:
     def _steps(self, residents: Sequence[Resident], requests: list[Request], taken: Taken, fed: Inputs) -> Steps:
         """Return what was taken as plain data, tokens drawn from those outputs of inputs that are answered as tokens."""
         asked = len(fed)
-        counts = [asked] * len(requests) if taken.complete else taken.counts.tolist()
+        counts = [asked] * len(requests) if taken.complete else taken.counts[: len(requests)].tolist()
         drawn: dict[int, list[Drawn]] = {}
         for row, (resident, request, count) in enumerate(zip(residents, requests, counts, strict=True)):
             answered = request.answered(count, asked) if request.form.draws and request.consuming else 0
             if answered:
                 logits = taken.outputs[-answered:, row] if count == asked else taken.outputs[:answered, row]
                 drawn[row] = self._draw(request, resident, logits, resident.position + count - answered + 1)
-        failed = set() if taken.complete else set(torch.nonzero(taken.failed)[:, 0].tolist())
+        failed = set() if taken.complete else set(torch.nonzero(taken.failed[: len(requests)])[:, 0].tolist())
         return Steps(requests, asked, counts, failed, fed, taken.outputs.numpy(), drawn)
 
     def _draw(self, request: Request, resident: Resident, logits: Tensor, position: int) -> list[Drawn]:
@@ -166,3 +167,9 @@ class Batch:
 def _draw(request: Request, resident: Resident, position: int, *, generated: bool) -> Draw:
     sampling = request.drawing(generated=generated)
     return Draw(sampling, resident.seed if sampling.seed is None else sampling.seed, position)
+
+
+def _filled(residents: Sequence[Resident]) -> Sequence[Resident]:
+    """Return sessions up to the size at which they are computed: the first one again for the rows beyond them."""
+    missing = size_of_batch(len(residents)) - len(residents)
+    return [*residents, *[residents[0]] * missing] if missing else residents

@@ -86,6 +86,7 @@ def plan_steps(left: Sequence[int]) -> StepPlan:
         return StepPlan(single, [], 1)
     most = (len(single) + FEW_ROWS) // (len(chunked) + FEW_ROWS) if single else CHUNK_ROW_STEPS // len(chunked)
     steps = min(most, CHUNK_STEPS, *(left[index] for index in chunked))
+    steps = 1 << steps.bit_length() - 1 if steps > 1 else 1  # a power of two: see `size_of_batch`
     return StepPlan(single, chunked, steps) if steps > 1 else StepPlan(list(range(len(left))), [], 1)
 
 

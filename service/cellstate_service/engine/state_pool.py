@@ -19,6 +19,15 @@ WORKING_SETS = 2
 """An iteration has at most two batches: single steps and pieces of long inputs."""
 
 
+def size_of_batch(rows: int) -> int:
+    """Return the size at which a batch of so many rows is computed: at most 16 sizes to each doubling, so that few kernels serve all and each was used before.
+
+    Every such size times a power of two is one again (of the steps of a chunk).
+    """
+    unit = 1 << max(0, rows.bit_length() - 4)
+    return -(-rows // unit) * unit
+
+
 class StatePool:
     """Tensors `[layers, slots, width]` per state tensor, the last outputs `[slots, output]`, a free list, and the working sets taken from them.
 
@@ -65,7 +74,7 @@ class StatePool:
     def rows(self, slots: Sequence[int]) -> list[Tensor]:
         """Return the working set of some slots: each layer's state tensors [B, width] in the order of the specifications, then the last outputs [B, output].
 
-        Not to be changed. After a step `keep` takes what it gave.
+        B is the size at which that many slots are computed; the rows beyond them repeat the first. Not to be changed. After a step `keep` takes what it gave.
         """
         key = tuple(slots)
         kept = self._sets.get(key)
@@ -76,7 +85,7 @@ class StatePool:
                 self._return(other)
         while len(self._sets) >= WORKING_SETS:
             self._return(next(iter(self._sets)))
-        index = torch.tensor(key)
+        index = torch.tensor(key + key[:1] * (size_of_batch(len(key)) - len(key)))
         return [column.index_select(0, index) for column in self._columns]
 
     def empty_rows(self, count: int) -> list[Tensor]:
@@ -122,5 +131,5 @@ class StatePool:
         """Write a working set to its slots, and forget it."""
         index = torch.tensor(slots)
         for column, values in zip(self._columns, self._sets.pop(slots), strict=True):
-            column.index_copy_(0, index, values)
+            column.index_copy_(0, index, values[: len(slots)])
         self._at_work.difference_update(slots)
