@@ -14,6 +14,7 @@ from benchmarks.peers.steppers import CellStepper
 from benchmarks.places import MODELS
 from benchmarks.run import Run
 from benchmarks.samples import Sample
+from cellstate_service.engine.runner import compile_stepping
 from cellstate_service.models.loading import load_model
 
 PACKING_ROWS = 64
@@ -23,13 +24,14 @@ Advance = Callable[[], None]
 
 
 def ours(folder: Path, rows: int) -> Advance:
-    """Return what takes one step of `rows` sequences by this project's runner, state carried."""
+    """Return what takes one step of `rows` sequences by this project's runner, as the engine calls it: working set carried, every row checked to be finite."""
     network = load_model(folder).network
-    tokens = torch.arange(rows) % 32
-    carried = [network.initial_state(rows)]
+    stepping = compile_stepping(network)
+    tokens = (torch.arange(rows) % 32).unsqueeze(0)
+    carried = [[*network.flatten(network.initial_state(rows)), torch.zeros(rows, network.output_size)]]
 
     def advance() -> None:
-        _, carried[0] = network.step(tokens, carried[0])
+        carried[0] = stepping.consume(carried[0], tokens, False).rows
 
     return advance
 

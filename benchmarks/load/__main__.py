@@ -10,6 +10,7 @@ from benchmarks.load.job import Job
 from benchmarks.load.long import long_input
 from benchmarks.load.paced import pace_gateway, pace_streams
 from benchmarks.load.residents import make_residents
+from benchmarks.load.soak import soak
 from benchmarks.load.step import step_streams, step_unary
 
 KINDS = {
@@ -20,6 +21,7 @@ KINDS = {
     "pace-gateway": pace_gateway,
     "long": long_input,
     "residents": make_residents,
+    "soak": soak,
 }
 
 

@@ -7,7 +7,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from benchmarks.options import Options
-from benchmarks.report.tables import token_times
+from benchmarks.report.served import token_times
 from benchmarks.samples import Results, Sample
 
 COLORS = {"cellstate": "#0b6e99", "Triton": "#4f8a10", "plain grpc.aio": "#b35c00", "empty grpc.aio": "#888888"}

@@ -29,21 +29,18 @@ class _Members:
 
     Attributes:
         requests: Their requests.
-        generating: Rows of those that generate, also as int64 [G].
-        draws: What these draw with (token models).
+        draws: What the rows draw with (token models).
         logs: Some of them want log-probabilities.
         once: A limit of one step for each row, int64 [B].
     """
 
     requests: list[Request]
-    generating: list[int]
-    index: Tensor
     draws: Draws | None
     logs: bool
     once: Tensor
 
 
-NOBODY = _Members([], [], torch.empty(0, dtype=torch.int64), None, logs=False, once=torch.empty(0, dtype=torch.int64))
+NOBODY = _Members([], None, logs=False, once=torch.empty(0, dtype=torch.int64))
 
 
 class Batch:
@@ -59,24 +56,24 @@ class Batch:
     def step(self, residents: Sequence[Resident], ahead: int = 1) -> Steps:
         """Take one step of each session: of its input where it consumes, of generation otherwise. Moves their states, nothing else.
 
-        Where all generate, up to `ahead` steps of each: no more than it has left, and none beyond its end token.
+        Or up to `ahead` steps of each, where each generates after this one at the latest: no more than it has left, and none beyond its end token.
         """
+        if all(resident.requests[0].consuming and resident.requests[0].generation is None for resident in residents):
+            return self.consume(residents, 1)
         real, residents = len(residents), _filled(residents)
         requests = [resident.requests[0] for resident in residents]
-        generating = [row for row, request in enumerate(requests) if not request.consuming]
-        if not generating:
-            return self.consume(residents[:real], 1)
-        members = self._members_of(residents, requests, generating)
+        consuming = [row for row, request in enumerate(requests) if request.consuming]
+        members = self._members_of(residents, requests)
         slots = [resident.taken_slot for resident in residents[:real]]
-        rows, given = self._pool.rows(slots), self._given(requests, generating)
+        rows, given, index = self._pool.rows(slots), self._given(requests, consuming), torch.tensor(consuming, dtype=torch.int64)
         limits = members.once if ahead == 1 else torch.tensor([min(ahead, request.steps_left) for request in requests])
         if members.draws is None:
-            taken = self._stepping.feed(rows, given, members.index, limits)
+            taken = self._stepping.feed(rows, given, index, limits)
         else:
-            taken = self._stepping.generate(rows, given, members.index, members.draws, members.logs, limits, self._model.manifest.end_token)
+            taken = self._stepping.generate(rows, given, index, members.draws, members.logs, limits, self._model.manifest.end_token)
         steps = self._steps(residents[:real], requests[:real], taken, torch.stack(taken.fed).numpy())
         if taken.logs:
-            steps.logs.update(zip(generating, torch.stack(taken.logs, 1).tolist(), strict=True))
+            steps.logs.extend(torch.stack(taken.logs, 1).tolist())
         self._pool.keep(slots, taken.rows)  # what may fail lies before it, so that state and positions move together
         if not taken.complete:
             self._members = NOBODY
@@ -104,15 +101,15 @@ class Batch:
                 return
             rows = self._pool.empty_rows(count)
             self._stepping.consume(rows, one.expand(1, count, *shape[1:]).contiguous(), False)
-        rows, everyone, nothing = self._pool.empty_rows(1), torch.zeros(1, dtype=torch.int64), torch.empty(0)
+        rows, nobody, limits = self._pool.empty_rows(1), torch.empty(0, dtype=torch.int64), torch.full((1,), 2)
         draws = [Draw(sampling, 0, 0) for sampling in (Sampling(0.0), Sampling(1.0), Sampling(1.0, top_k=2))]
         for _ in range(WARMING_ROUNDS):
             self._stepping.consume(rows, one.expand(2, 1, *shape[1:]).contiguous(), True)
             if self._takes_tokens and self._model.generates:
                 for one_draw in draws:
-                    self._stepping.generate(rows, nothing, everyone, gather_draws([one_draw], self._model.network.output_size), True, everyone + 2, 0)
+                    self._stepping.generate(rows, nobody, nobody, gather_draws([one_draw], self._model.network.output_size), True, limits, 0)
             elif self._model.generates:
-                self._stepping.feed(rows, nothing, everyone, everyone + 2)
+                self._stepping.feed(rows, one[0][:0], nobody, limits)
 
     def last_output(self, resident: Resident, request: Request) -> NDArray[np.float32] | list[Drawn]:
         """Return the output [1, width] of the session's last step, or what is drawn from it, which takes no step."""
@@ -120,27 +117,24 @@ class Batch:
         values: NDArray[np.float32] = output.numpy()
         return self._draw(request, resident, output, resident.position) if request.form.draws else values
 
-    def _members_of(self, residents: Sequence[Resident], requests: list[Request], generating: list[int]) -> _Members:
+    def _members_of(self, residents: Sequence[Resident], requests: list[Request]) -> _Members:
         known = self._members
-        if known.requests == requests and known.generating == generating:
+        if known.requests == requests:
             return known
         draws = None
         if self._takes_tokens:
-            chosen = [_draw(requests[row], residents[row], residents[row].position, generated=True) for row in generating]
+            chosen = [_draw(request, resident, resident.position, generated=True) for request, resident in zip(requests, residents, strict=True)]
             draws = gather_draws(chosen, self._model.network.output_size)
-        logs = any(requests[row].log_probabilities for row in generating)
-        self._members = _Members(requests, generating, torch.tensor(generating), draws, logs=logs, once=torch.ones(len(requests), dtype=torch.int64))
+        logs = any(request.log_probabilities for request in requests)
+        self._members = _Members(requests, draws, logs=logs, once=torch.ones(len(requests), dtype=torch.int64))
         return self._members
 
-    def _given(self, requests: list[Request], generating: list[int]) -> Tensor:
-        """Return the next input of each row that consumes, [B] or [B, features]; nothing where none does."""
-        if len(generating) == len(requests):
-            return torch.empty(0)
-        shape = (len(requests),) if self._takes_tokens else (len(requests), self._model.manifest.input.size)
-        given = np.zeros(shape, dtype=np.int64 if self._takes_tokens else np.float32)
-        for row, request in enumerate(requests):
-            if request.consuming:
-                given[row] = request.taking(1)[0]
+    def _given(self, requests: list[Request], consuming: list[int]) -> Tensor:
+        """Return the next input of each row that consumes, [C] or [C, features]."""
+        shape = (len(consuming),) if self._takes_tokens else (len(consuming), self._model.manifest.input.size)
+        given = np.empty(shape, dtype=np.int64 if self._takes_tokens else np.float32)
+        for index, row in enumerate(consuming):
+            given[index] = requests[row].taking(1)[0]
         return torch.from_numpy(given)
 
     def _steps(self, residents: Sequence[Resident], requests: list[Request], taken: Taken, fed: Inputs) -> Steps:

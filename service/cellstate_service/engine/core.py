@@ -72,11 +72,7 @@ class EngineCore:
 
     def _ahead(self, residents: list[Resident]) -> int:
         """Return how many steps of generation to take at once."""
-        for resident in residents:
-            request = resident.requests[0]
-            if request.consuming or request.hurries:
-                return 1
-        return self._pace.steps(len(residents))
+        return self._pace.steps(len(residents)) if all(resident.requests[0].runs_ahead for resident in residents) else 1
 
     def _run(self, residents: list[Resident], steps: int) -> None:
         """Take as many steps of each session in one call."""

@@ -33,7 +33,7 @@ class Steps:
         fed: What went in: token ids int64 [asked, B], or float32 [asked, B, features].
         outputs: float32 [S, B, width], of all steps or of the last one.
         drawn: By row, what was drawn from outputs that are answered.
-        logs: By row, the log-probabilities of what a generating row drew, where asked for.
+        logs: By row and step, the log-probability of what the row drew; empty where no row asks for it.
     """
 
     requests: list[Request]
@@ -43,7 +43,7 @@ class Steps:
     fed: NDArray[np.int64] | NDArray[np.float32]
     outputs: NDArray[np.float32]
     drawn: dict[int, list[Drawn]] = field(default_factory=dict)
-    logs: dict[int, list[float]] = field(default_factory=dict)
+    logs: list[list[float]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -79,14 +79,15 @@ class Recorder:
             if request.started_s is None:
                 request.started_s = began_s
             outcome: Finished | Failed | None = None
-            tokens = [one[row] for one in fed[:count]]
+            tokens, first = [one[row] for one in fed[:count]], 0
             if request.consuming:
-                self._consumed(recorded, resident, steps, row, tokens)
-            elif count and self._takes_tokens:
-                outcome = self._tokens(recorded, resident, request, tokens, steps.logs.get(row, [])[:count], now_s)
-            elif count:
-                resident.position += count
-                _generated(recorded, resident, request, steps.fed[:count, row].astype(np.float32), "", [])
+                first = min(count, request.input_steps - request.consumed)
+                self._consumed(recorded, resident, steps, row, tokens[:first])
+            if count > first and self._takes_tokens:
+                outcome = self._tokens(recorded, resident, request, tokens[first:], steps.logs[row][first:count] if steps.logs else [], now_s)
+            elif count > first:
+                resident.position += count - first
+                _generated(recorded, resident, request, steps.fed[first:count, row].astype(np.float32), "", [])
             if row in steps.failed:
                 outcome = Failed(StepFailed("the model gave NaN or infinity: check the input and the weights; the session stands before this step"))
             recorded.outcomes.append(outcome)
@@ -120,7 +121,8 @@ class Recorder:
         return Outputs(first_position, [one.token for one in drawn], text, logs, generated=False)
 
     def _consumed(self, recorded: Recorded, resident: Resident, steps: Steps, row: int, tokens: list[int]) -> None:
-        request, count = steps.requests[row], steps.counts[row]
+        request = steps.requests[row]
+        count = min(steps.counts[row], request.input_steps - request.consumed)
         answered = request.answered(count, steps.asked)
         request.consumed += count
         if count:

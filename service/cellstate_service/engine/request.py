@@ -126,14 +126,18 @@ class Request:
 
     @property
     def steps_left(self) -> int:
-        """Steps that it may generate now: those it has left, as far as its reader has room for them."""
-        return 0 if self.generation is None else min(self.generation.max_steps - self.generated, self.outbox.room)
+        """Steps of input that it has left, and those that it may generate after them, as far as its reader has room for them."""
+        generated = 0 if self.generation is None else min(self.generation.max_steps - self.generated, self.outbox.room)
+        return self.input_steps - self.consumed + generated
 
     @property
-    def hurries(self) -> bool:
-        """Whether each step of its generation is to be told before the next is taken: the first one, and where a stop sequence may end it at any step."""
+    def runs_ahead(self) -> bool:
+        """Whether several steps may be taken before anything is told: it generates, after one more input at most, and no stop sequence may end it meanwhile."""
         generation = self.generation
-        return not self.generated or (generation is not None and bool(generation.stop_texts or generation.stop_tokens))
+        if generation is None or generation.stop_texts or generation.stop_tokens:
+            return False
+        left = self.input_steps - self.consumed
+        return left == 0 or (left == 1 and self.emit is Emit.NONE)
 
     def answered(self, steps: int, asked: int) -> int:
         """Return how many outputs are answered of the next steps of input; `asked` of them were to be taken, and fewer were where a row failed."""

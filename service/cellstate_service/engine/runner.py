@@ -23,7 +23,7 @@ class Taken(NamedTuple):
         counts: Where not `complete`, the steps that each row took, int64 [B].
         failed: Where not `complete`, the rows that stand before a step whose values were not finite, bool [B].
         fed: What went in at each step: int64 [B] or float32 [B, features].
-        logs: float64 [G] for each step, the log-probability of what the G generating rows drew, where asked for.
+        logs: float64 [B] for each step, the log-probability of what each row drew, where asked for.
     """
 
     rows: list[Tensor]
@@ -64,13 +64,14 @@ def _cut_short(before: list[Tensor], after: list[list[Tensor]], wanted: Tensor) 
     return rows, counts, finite < wanted
 
 
-def _wanted(fed: list[Tensor], limits: Tensor, end_token: int | None) -> Tensor:
-    """Return how many of the steps each row wants, int64 [B]: not beyond its limit [B], nor beyond the end token."""
+def _wanted(fed: list[Tensor], consuming: Tensor, limits: Tensor, end_token: int | None) -> Tensor:
+    """Return how many of the steps each row wants, int64 [B]: not beyond its limit [B], nor beyond the end token where it was drawn."""
     wanted = limits.clamp(max=len(fed))
     if end_token is None:
         return wanted
-    before_end = torch.stack([tokens != end_token for tokens in fed]).to(torch.int64).cumprod(0).sum(0)
-    return torch.minimum(wanted, before_end + 1)
+    goes_on = torch.stack([tokens != end_token for tokens in fed])
+    goes_on[0, consuming] = True
+    return torch.minimum(wanted, goes_on.to(torch.int64).cumprod(0).sum(0) + 1)
 
 
 class Stepping(nn.Module):
@@ -102,42 +103,41 @@ class Stepping(nn.Module):
         return Taken(new, outputs, False, counts, failed, [], [])
 
     @torch.jit.export
-    def generate(self, rows: list[Tensor], given: Tensor, generating: Tensor, draws: Draws, logs: bool, limits: Tensor, end_token: int | None) -> Taken:
-        """Take a step of tokens: the `generating` rows (int64 [G]) draw theirs from their last output, the others (int64 [B]) are given one.
+    def generate(self, rows: list[Tensor], given: Tensor, consuming: Tensor, draws: Draws, logs: bool, limits: Tensor, end_token: int | None) -> Taken:
+        """Take steps of tokens, each drawn from the row's last output; at the first step the `consuming` rows (int64 [C]) take those that are given, int64 [C].
 
-        As many steps as the largest of `limits` (int64 [B]) says, where all generate; a row stands after as many as its own says, or after its end token.
+        As many steps as the largest of `limits` (int64 [B]) says; a row stands after as many as its own says, or after its end token.
         """
         count = rows[-1].size(0)
-        everyone = generating.size(0) == count
         fed: list[Tensor] = []
         drawn_logs: list[Tensor] = []
         after: list[list[Tensor]] = []
         now = rows
         for step in range(int(limits.max())):
-            logits = now[-1] if everyone else now[-1][generating]
-            drawn = draw(logits, draws, step)
+            tokens = draw(now[-1], draws, step)
             if logs:
-                drawn_logs.append(log_probabilities(logits, drawn))
-            fed.append(drawn if everyone else given.index_copy(0, generating, drawn))
+                drawn_logs.append(log_probabilities(now[-1], tokens))
+            if step == 0:
+                tokens.index_copy_(0, consuming, given)
+            fed.append(tokens)
             hidden, states = self.program.advance(fed[-1].unsqueeze(0), now[:-1])
             now = states[0] + [self.program.head(hidden)]
             after.append(now)
-        wanted = _wanted(fed, limits, end_token) if len(fed) > 1 else limits
+        wanted = _wanted(fed, consuming, limits, end_token) if len(fed) > 1 else limits
         if int(wanted.min()) == len(fed) and _all_finite(after, count):
             return Taken(now, now[-1].unsqueeze(0), True, torch.empty(0), torch.empty(0), fed, drawn_logs)
         new, counts, failed = _cut_short(rows, after, wanted)
         return Taken(new, now[-1].unsqueeze(0), False, counts, failed, fed, drawn_logs)
 
     @torch.jit.export
-    def feed(self, rows: list[Tensor], given: Tensor, generating: Tensor, limits: Tensor) -> Taken:
-        """Take steps of numbers, as `generate` does of tokens: rows that generate are fed their last output, the others ([B, features]) are given one."""
+    def feed(self, rows: list[Tensor], given: Tensor, consuming: Tensor, limits: Tensor) -> Taken:
+        """Take steps of numbers, as `generate` does of tokens: a row is fed its last output, or at the first step what is given, float32 [C, features]."""
         count = rows[-1].size(0)
-        everyone = generating.size(0) == count
         fed: list[Tensor] = []
         after: list[list[Tensor]] = []
         now = rows
-        for _ in range(int(limits.max())):
-            fed.append(now[-1].contiguous() if everyone else given.index_copy(0, generating, now[-1][generating]))
+        for step in range(int(limits.max())):
+            fed.append(now[-1].index_copy(0, consuming, given) if step == 0 else now[-1].contiguous())
             hidden, states = self.program.advance(fed[-1].unsqueeze(0), now[:-1])
             now = states[0] + [self.program.head(hidden)]
             after.append(now)

@@ -1,5 +1,7 @@
 """The runner: rows that fail without moving, pieces of input that give the bits of single steps, and one compiled call for all of it."""
 
+from typing import Any
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -71,20 +73,20 @@ def test_generation_stops_each_row_where_it_stands(steep: LoadedModel) -> None:
     """A closed loop that overflows after some steps, in one row."""
     stepping, rows = compile_stepping(steep.network), start(steep)
     rows[-1] = torch.tensor([[0.5], [3e38], [1.0], [0.0]])
-    taken = stepping.feed(rows, torch.empty(0), torch.arange(ROWS), torch.ones(ROWS, dtype=torch.int64))
+    taken = stepping.feed(rows, NO_INPUT, NOBODY, torch.ones(ROWS, dtype=torch.int64))
     assert taken.counts.tolist() == [1, 0, 1, 1]
     assert same([column[1:2] for column in taken.rows], [column[1:2] for column in rows])
 
 
 SAMPLING = [Sampling(0.0), Sampling(0.9), Sampling(1.3, top_k=3), Sampling(0.7, top_p=0.8)]
-EVERYONE, NOTHING = torch.arange(ROWS), torch.empty(0)
+NOBODY, NO_INPUT = torch.empty(0, dtype=torch.int64), torch.empty(0, 1)
 
 
 def one_by_one(model: LoadedModel, steps: int) -> list[Taken]:
     stepping, rows, found = compile_stepping(model.network), start(model), []
     for position in range(steps):
         draws = gather_draws([Draw(one, 5, position) for one in SAMPLING], model.network.output_size)
-        found.append(stepping.generate(rows, NOTHING, EVERYONE, draws, True, torch.ones(ROWS, dtype=torch.int64), None))
+        found.append(stepping.generate(rows, NOBODY, NOBODY, draws, True, torch.ones(ROWS, dtype=torch.int64), None))
         rows = found[-1].rows
     return found
 
@@ -93,7 +95,7 @@ def one_by_one(model: LoadedModel, steps: int) -> list[Taken]:
 def test_several_steps_of_generation_are_the_same_as_one_by_one(tokens_model: LoadedModel, limits: list[int]) -> None:
     singly = one_by_one(tokens_model, 6)
     draws = gather_draws([Draw(one, 5, 0) for one in SAMPLING], tokens_model.network.output_size)
-    taken = compile_stepping(tokens_model.network).generate(start(tokens_model), NOTHING, EVERYONE, draws, True, torch.tensor(limits), None)
+    taken = compile_stepping(tokens_model.network).generate(start(tokens_model), NOBODY, NOBODY, draws, True, torch.tensor(limits), None)
     assert len(taken.fed) == max(limits)
     assert taken.complete == (min(limits) == max(limits))
     assert taken.complete or (taken.counts.tolist() == limits and not taken.failed.any())
@@ -103,6 +105,25 @@ def test_several_steps_of_generation_are_the_same_as_one_by_one(tokens_model: Lo
         assert [step[row] for step in taken.logs[:limit]] == [step.logs[0][row] for step in singly[:limit]]
 
 
+def test_rows_may_take_an_input_before_they_generate(tokens_model: LoadedModel) -> None:
+    stepping, rows = compile_stepping(tokens_model.network), start(tokens_model)
+    consuming, given = torch.tensor([1, 3]), torch.tensor([2, 5])
+
+    def draws(position: int) -> Any:
+        return gather_draws([Draw(one, 5, position) for one in SAMPLING], tokens_model.network.output_size)
+
+    together = stepping.generate(rows, given, consuming, draws(0), False, torch.full((ROWS,), 4), 5)
+    assert together.fed[0][consuming].tolist() == [2, 5]
+    singly = stepping.generate(rows, given, consuming, draws(0), False, torch.ones(ROWS, dtype=torch.int64), 5)
+    counts = [4] * ROWS if together.complete else together.counts.tolist()
+    assert counts[3] > 1, "an end token that was given ends nothing"
+    for step in range(1, 4):
+        singly = stepping.generate(singly.rows, NOBODY, NOBODY, draws(step), False, torch.ones(ROWS, dtype=torch.int64), 5)
+        for row in range(ROWS):
+            if counts[row] > step:
+                assert together.fed[step][row] == singly.fed[0][row]
+
+
 def test_no_row_steps_beyond_its_end_token(tokens_model: LoadedModel) -> None:
     singly = one_by_one(tokens_model, 12)
     drawn = torch.stack([step.fed[0] for step in singly], 1).tolist()
@@ -110,7 +131,7 @@ def test_no_row_steps_beyond_its_end_token(tokens_model: LoadedModel) -> None:
     expected = [tokens.index(end) + 1 if end in tokens else 12 for tokens in drawn]
     draws = gather_draws([Draw(one, 5, 0) for one in SAMPLING], tokens_model.network.output_size)
     limits = torch.full((ROWS,), 12)
-    taken = compile_stepping(tokens_model.network).generate(start(tokens_model), NOTHING, EVERYONE, draws, False, limits, end)
+    taken = compile_stepping(tokens_model.network).generate(start(tokens_model), NOBODY, NOBODY, draws, False, limits, end)
     assert taken.counts.tolist() == expected
     for row, count in enumerate(expected):
         assert same([column[row] for column in taken.rows], [column[row] for column in singly[count - 1].rows])
@@ -121,8 +142,8 @@ def test_a_closed_loop_that_overflows_stands_before_that_step(steep: LoadedModel
     rows[-1] = torch.tensor([[0.5], [1e30], [1.0], [0.0]])
     alone, limits = [rows], torch.ones(ROWS, dtype=torch.int64)
     for _ in range(8):
-        alone.append(stepping.feed(alone[-1], NOTHING, EVERYONE, limits).rows)
-    taken = stepping.feed(rows, NOTHING, EVERYONE, 8 * limits)
+        alone.append(stepping.feed(alone[-1], NO_INPUT, NOBODY, limits).rows)
+    taken = stepping.feed(rows, NO_INPUT, NOBODY, 8 * limits)
     assert taken.failed[1]
     for row, count in enumerate(taken.counts.tolist()):
         assert same([column[row] for column in taken.rows], [column[row] for column in alone[count]])
