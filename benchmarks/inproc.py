@@ -14,7 +14,7 @@ from benchmarks.peers.steppers import CellStepper
 from benchmarks.places import MODELS
 from benchmarks.run import Run
 from benchmarks.samples import Sample
-from cellstate_service.engine.runner import compile_stepping
+from cellstate_service.engine.runner import Runner
 from cellstate_service.models.loading import load_model
 
 PACKING_ROWS = 64
@@ -26,12 +26,12 @@ Advance = Callable[[], None]
 def ours(folder: Path, rows: int) -> Advance:
     """Return what takes one step of `rows` sequences by this project's runner, as the engine calls it: working set carried, every row checked to be finite."""
     network = load_model(folder).network
-    stepping = compile_stepping(network)
+    runner = Runner(network)
     tokens = (torch.arange(rows) % 32).unsqueeze(0)
     carried = [[*network.flatten(network.initial_state(rows)), torch.zeros(rows, network.output_size)]]
 
     def advance() -> None:
-        carried[0] = stepping.consume(carried[0], tokens, False).rows
+        carried[0] = runner.consume(carried[0], tokens, every=False).rows
 
     return advance
 

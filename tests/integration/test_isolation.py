@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from cellstate.v1.inference_pb2 import ManyToManyRequest, OneToManyRequest, OneToOneRequest, Program, RunRequest
 from cellstate.v1.types_pb2 import EMIT_ALL, EMIT_NONE
 from cellstate_service.clock import SystemClock
-from cellstate_service.engine.runner import Stepping
+from cellstate_service.engine.runner import Runner
 from tests.integration.serving import Served, ending, eventually, generating_without_end, is_free, link_models, moves, serving, stands_still
 from tests.integration.stubs import (
     array,
@@ -223,14 +223,14 @@ async def test_a_session_goes_on_after_a_row_that_failed(server: Served, name: s
 class FailsOnce:
     """Stands before what steps a model, and raises the first time."""
 
-    def __init__(self, stepping: Stepping) -> None:
-        self._stepping = stepping
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
         self._failures = iter([True])
 
-    def consume(self, *given: Any) -> Any:
+    def consume(self, *given: Any, **parts: Any) -> Any:
         if next(self._failures, False):
             raise RuntimeError("injected")
-        return self._stepping.consume(*given)
+        return self._runner.consume(*given, **parts)
 
 
 async def test_a_failed_step_fails_its_batch_and_the_engine_goes_on(server: Served, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,7 +243,7 @@ async def test_a_failed_step_fails_its_batch_and_the_engine_goes_on(server: Serv
     while taken < 2:
         taken = (await call.read()).output.position
     batch = server.app.engines["rnn_tanh-series"]._core._batch
-    monkeypatch.setattr(batch, "_stepping", FailsOnce(batch._stepping))
+    monkeypatch.setattr(batch, "_runner", FailsOnce(batch._runner))
     await call.write(chunk(values([3.0, 4.0])))
     answers, told = await ending(call)
     assert not answers

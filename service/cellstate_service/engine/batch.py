@@ -14,7 +14,7 @@ from torch import Tensor
 from cellstate_service.engine.recording import Drawn, Steps
 from cellstate_service.engine.request import Inputs, Request, Sampling
 from cellstate_service.engine.resident import Resident
-from cellstate_service.engine.runner import Taken, compile_stepping
+from cellstate_service.engine.runner import Given, Runner, Taken
 from cellstate_service.engine.sampler import Draw, Draws, gather_draws
 from cellstate_service.engine.state_pool import StatePool, size_of_batch
 from cellstate_service.models.loading import LoadedModel
@@ -49,7 +49,7 @@ class Batch:
     def __init__(self, model: LoadedModel, pool: StatePool) -> None:
         self._model = model
         self._pool = pool
-        self._stepping = compile_stepping(model.network)
+        self._runner = Runner(model.network)
         self._takes_tokens = model.manifest.input.kind == "tokens"
         self._members = NOBODY
 
@@ -65,12 +65,12 @@ class Batch:
         consuming = [row for row, request in enumerate(requests) if request.consuming]
         members = self._members_of(residents, requests)
         slots = [resident.taken_slot for resident in residents[:real]]
-        rows, given, index = self._pool.rows(slots), self._given(requests, consuming), torch.tensor(consuming, dtype=torch.int64)
+        rows, given = self._pool.rows(slots), self._given(requests, consuming)
         limits = members.once if ahead == 1 else torch.tensor([min(ahead, request.steps_left) for request in requests])
         if members.draws is None:
-            taken = self._stepping.feed(rows, given, index, limits)
+            taken = self._runner.feed(rows, given, limits)
         else:
-            taken = self._stepping.generate(rows, given, index, members.draws, members.logs, limits, self._model.manifest.end_token)
+            taken = self._runner.generate(rows, given, members.draws, limits, logs=members.logs, end_token=self._model.manifest.end_token)
         steps = self._steps(residents[:real], requests[:real], taken, torch.stack(taken.fed).numpy())
         if taken.logs:
             steps.logs.extend(torch.stack(taken.logs, 1).tolist())
@@ -87,7 +87,7 @@ class Batch:
         slots = [resident.taken_slot for resident in residents]
         inputs: Inputs = np.stack([resident.requests[0].taking(count) for resident in _filled(residents)], axis=1)  # type: ignore[assignment]
         every = count > 1 and any(request.answered(1, count) for request in requests)
-        taken = self._stepping.consume(self._pool.rows(slots), torch.from_numpy(inputs), every)
+        taken = self._runner.consume(self._pool.rows(slots), torch.from_numpy(inputs), every=every)
         steps = self._steps(residents, requests, taken, inputs)
         self._pool.keep(slots, taken.rows)
         return steps
@@ -100,16 +100,17 @@ class Batch:
             if given_up():
                 return
             rows = self._pool.empty_rows(count)
-            self._stepping.consume(rows, one.expand(1, count, *shape[1:]).contiguous(), False)
-        rows, nobody, limits = self._pool.empty_rows(1), torch.empty(0, dtype=torch.int64), torch.full((1,), 2)
+            self._runner.consume(rows, one.expand(1, count, *shape[1:]).contiguous(), every=False)
+        rows, limits = self._pool.empty_rows(1), torch.full((1,), 2)
+        nothing = Given(one[0][:0], torch.empty(0, dtype=torch.int64))
         draws = [Draw(sampling, 0, 0) for sampling in (Sampling(0.0), Sampling(1.0), Sampling(1.0, top_k=2))]
         for _ in range(WARMING_ROUNDS):
-            self._stepping.consume(rows, one.expand(2, 1, *shape[1:]).contiguous(), True)
+            self._runner.consume(rows, one.expand(2, 1, *shape[1:]).contiguous(), every=True)
             if self._takes_tokens and self._model.generates:
                 for one_draw in draws:
-                    self._stepping.generate(rows, nobody, nobody, gather_draws([one_draw], self._model.network.output_size), True, limits, 0)
+                    self._runner.generate(rows, nothing, gather_draws([one_draw], self._model.network.output_size), limits, logs=True, end_token=0)
             elif self._model.generates:
-                self._stepping.feed(rows, one[0][:0], nobody, limits)
+                self._runner.feed(rows, nothing, limits)
 
     def last_output(self, resident: Resident, request: Request) -> NDArray[np.float32] | list[Drawn]:
         """Return the output [1, width] of the session's last step, or what is drawn from it, which takes no step."""
@@ -129,13 +130,13 @@ class Batch:
         self._members = _Members(requests, draws, logs=logs, once=torch.ones(len(requests), dtype=torch.int64))
         return self._members
 
-    def _given(self, requests: list[Request], consuming: list[int]) -> Tensor:
-        """Return the next input of each row that consumes, [C] or [C, features]."""
+    def _given(self, requests: list[Request], consuming: list[int]) -> Given:
+        """Return the next input of each row that consumes."""
         shape = (len(consuming),) if self._takes_tokens else (len(consuming), self._model.manifest.input.size)
         given = np.empty(shape, dtype=np.int64 if self._takes_tokens else np.float32)
         for index, row in enumerate(consuming):
             given[index] = requests[row].taking(1)[0]
-        return torch.from_numpy(given)
+        return Given(torch.from_numpy(given), torch.tensor(consuming, dtype=torch.int64))
 
     def _steps(self, residents: Sequence[Resident], requests: list[Request], taken: Taken, fed: Inputs) -> Steps:
         """Return what was taken as plain data, tokens drawn from those outputs of inputs that are answered as tokens."""
@@ -153,7 +154,7 @@ class Batch:
     def _draw(self, request: Request, resident: Resident, logits: Tensor, position: int) -> list[Drawn]:
         """Draw a token from each of contiguous outputs [n, vocabulary], the first at a position."""
         draws = [_draw(request, resident, position + index, generated=False) for index in range(len(logits))]
-        tokens, logs = self._stepping.answer(logits, gather_draws(draws, self._model.network.output_size), request.log_probabilities)
+        tokens, logs = self._runner.answer(logits, gather_draws(draws, self._model.network.output_size), logs=request.log_probabilities)
         chances: list[float | None] = logs.tolist() if request.log_probabilities else [None] * len(draws)
         return [Drawn(token, chance) for token, chance in zip(tokens.tolist(), chances, strict=True)]
 

@@ -4,6 +4,7 @@ The rows come as a working set (see `state_pool.py`) and are not changed; what a
 left where they stood. Whoever has it puts it into the pool, or drops it, so that whatever fails in between leaves every session as it was.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 
 from cellstate_service.engine.sampler import Draws, draw, log_probabilities
 from cellstate_service.models.networks import Network, Program, compile_module
+
+Gave = tuple[list[Tensor], Tensor, bool, Tensor, Tensor, list[Tensor], list[Tensor]]
+"""The fields of `Taken`: TorchScript would make a new class for each named tuple that it returns, which takes as long as a small step does."""
 
 
 class Taken(NamedTuple):
@@ -35,6 +39,18 @@ class Taken(NamedTuple):
     logs: list[Tensor]
 
 
+class Given(NamedTuple):
+    """What some rows of a batch take in before they generate.
+
+    Attributes:
+        values: Token ids int64 [C], or float32 [C, features].
+        rows: Which rows they are, int64 [C].
+    """
+
+    values: Tensor
+    rows: Tensor
+
+
 def _finite(tensors: list[Tensor], count: int) -> Tensor:
     """Return which of `count` rows are finite in every tensor [count, …]."""
     good = torch.ones(count, dtype=torch.bool)
@@ -43,11 +59,13 @@ def _finite(tensors: list[Tensor], count: int) -> Tensor:
     return good
 
 
-def _all_finite(after: list[list[Tensor]], count: int) -> bool:
-    good = torch.ones(count, dtype=torch.bool)
+def _all_finite(after: list[list[Tensor]]) -> bool:
+    """Tell whether all is finite: the sum is, only where everything in it is. One that overflows says no without a cause; who asks then looks at each row."""
+    total = 0.0
     for tensors in after:
-        good.logical_and_(_finite(tensors, count))
-    return bool(good.all())
+        for tensor in tensors:
+            total += float(tensor.sum())
+    return math.isfinite(total)
 
 
 def _cut_short(before: list[Tensor], after: list[list[Tensor]], wanted: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
@@ -81,34 +99,37 @@ class Stepping(nn.Module):
         super().__init__()
         self.program = program
 
-    def forward(self, rows: list[Tensor], inputs: Tensor, every: bool) -> Taken:
+    def forward(self, rows: list[Tensor], inputs: Tensor, every: bool) -> Gave:
         """See `consume`."""
         return self.consume(rows, inputs, every)
 
     @torch.jit.export
-    def consume(self, rows: list[Tensor], inputs: Tensor, every: bool) -> Taken:
+    def consume(self, rows: list[Tensor], inputs: Tensor, every: bool) -> Gave:
         """Take T steps by given inputs, [T, B] or [T, B, features], as one chunk."""
         steps, count = inputs.size(0), inputs.size(1)
         hidden, after = self.program.advance(inputs, rows[:-1])
-        outputs = torch.unflatten(self.program.head(hidden if every else hidden[(steps - 1) * count :]), 0, [-1, count])
-        for step in range(outputs.size(0)):
-            index = step - outputs.size(0)
-            after[index] = after[index] + [outputs[step]]
-        if _all_finite(after, count):
-            return Taken(after[-1], outputs, True, torch.empty(0), torch.empty(0), [], [])
+        if steps == 1:
+            last = self.program.head(hidden)
+            after[0].append(last)
+            outputs = last.unsqueeze(0)
+        else:
+            outputs = torch.unflatten(self.program.head(hidden if every else hidden[(steps - 1) * count :]), 0, [-1, count])
+            for step in range(outputs.size(0)):
+                after[step - outputs.size(0)].append(outputs[step])
+        if _all_finite(after):
+            return (after[-1], outputs, True, torch.empty(0), torch.empty(0), [], [])
         whole: list[list[Tensor]] = []
         for step, block in enumerate(torch.split(self.program.head(hidden), count)):
             whole.append(after[step][: len(rows) - 1] + [block])  # noqa: RUF005 (TorchScript)
         new, counts, failed = _cut_short(rows, whole, torch.full([count], steps))
-        return Taken(new, outputs, False, counts, failed, [], [])
+        return (new, outputs, False, counts, failed, [], [])
 
     @torch.jit.export
-    def generate(self, rows: list[Tensor], given: Tensor, consuming: Tensor, draws: Draws, logs: bool, limits: Tensor, end_token: int | None) -> Taken:
+    def generate(self, rows: list[Tensor], given: Tensor, consuming: Tensor, draws: Draws, logs: bool, limits: Tensor, end_token: int | None) -> Gave:
         """Take steps of tokens, each drawn from the row's last output; at the first step the `consuming` rows (int64 [C]) take those that are given, int64 [C].
 
         As many steps as the largest of `limits` (int64 [B]) says; a row stands after as many as its own says, or after its end token.
         """
-        count = rows[-1].size(0)
         fed: list[Tensor] = []
         drawn_logs: list[Tensor] = []
         after: list[list[Tensor]] = []
@@ -124,15 +145,14 @@ class Stepping(nn.Module):
             now = states[0] + [self.program.head(hidden)]
             after.append(now)
         wanted = _wanted(fed, consuming, limits, end_token) if len(fed) > 1 else limits
-        if int(wanted.min()) == len(fed) and _all_finite(after, count):
-            return Taken(now, now[-1].unsqueeze(0), True, torch.empty(0), torch.empty(0), fed, drawn_logs)
+        if int(wanted.min()) == len(fed) and _all_finite(after):
+            return (now, now[-1].unsqueeze(0), True, torch.empty(0), torch.empty(0), fed, drawn_logs)
         new, counts, failed = _cut_short(rows, after, wanted)
-        return Taken(new, now[-1].unsqueeze(0), False, counts, failed, fed, drawn_logs)
+        return (new, now[-1].unsqueeze(0), False, counts, failed, fed, drawn_logs)
 
     @torch.jit.export
-    def feed(self, rows: list[Tensor], given: Tensor, consuming: Tensor, limits: Tensor) -> Taken:
+    def feed(self, rows: list[Tensor], given: Tensor, consuming: Tensor, limits: Tensor) -> Gave:
         """Take steps of numbers, as `generate` does of tokens: a row is fed its last output, or at the first step what is given, float32 [C, features]."""
-        count = rows[-1].size(0)
         fed: list[Tensor] = []
         after: list[list[Tensor]] = []
         now = rows
@@ -141,10 +161,10 @@ class Stepping(nn.Module):
             hidden, states = self.program.advance(fed[-1].unsqueeze(0), now[:-1])
             now = states[0] + [self.program.head(hidden)]
             after.append(now)
-        if int(limits.min()) == len(fed) and _all_finite(after, count):
-            return Taken(now, now[-1].unsqueeze(0), True, torch.empty(0), torch.empty(0), fed, [])
+        if int(limits.min()) == len(fed) and _all_finite(after):
+            return (now, now[-1].unsqueeze(0), True, torch.empty(0), torch.empty(0), fed, [])
         new, counts, failed = _cut_short(rows, after, limits)
-        return Taken(new, now[-1].unsqueeze(0), False, counts, failed, fed, [])
+        return (new, now[-1].unsqueeze(0), False, counts, failed, fed, [])
 
     @torch.jit.export
     def answer(self, logits: Tensor, draws: Draws, logs: bool) -> tuple[Tensor, Tensor]:
@@ -153,10 +173,31 @@ class Stepping(nn.Module):
         return tokens, log_probabilities(logits, tokens) if logs else torch.empty(0, dtype=torch.float64)
 
 
-def compile_stepping(network: Network) -> Stepping:
-    """Return what steps a network: compiled where its program is."""
-    stepping = Stepping(network.program)
-    if not isinstance(network.program, torch.jit.ScriptModule):
-        return stepping
-    compiled: Stepping = compile_module(stepping)  # type: ignore[assignment]
-    return compiled
+class Runner:
+    """Takes steps of a network."""
+
+    def __init__(self, network: Network) -> None:
+        stepping = Stepping(network.program)
+        compiles = isinstance(network.program, torch.jit.ScriptModule)
+        self._stepping: Stepping = compile_module(stepping) if compiles else stepping  # type: ignore[assignment]
+
+    @property
+    def compiled(self) -> bool:
+        """Whether a step is one compiled call."""
+        return isinstance(self._stepping, torch.jit.ScriptModule)
+
+    def consume(self, rows: list[Tensor], inputs: Tensor, *, every: bool) -> Taken:
+        """See `Stepping.consume`."""
+        return Taken(*self._stepping.consume(rows, inputs, every))
+
+    def generate(self, rows: list[Tensor], given: Given, draws: Draws, limits: Tensor, *, logs: bool = False, end_token: int | None = None) -> Taken:
+        """See `Stepping.generate`."""
+        return Taken(*self._stepping.generate(rows, given.values, given.rows, draws, logs, limits, end_token))
+
+    def feed(self, rows: list[Tensor], given: Given, limits: Tensor) -> Taken:
+        """See `Stepping.feed`."""
+        return Taken(*self._stepping.feed(rows, given.values, given.rows, limits))
+
+    def answer(self, logits: Tensor, draws: Draws, *, logs: bool) -> tuple[Tensor, Tensor]:
+        """See `Stepping.answer`."""
+        return self._stepping.answer(logits, draws, logs)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from cellstate_service.models.linear import Product, cut
+from cellstate_service.models.linear import Product, columns, cut
 
 
 class Cell(nn.Module):
@@ -62,13 +62,16 @@ class LSTM(Cell):
     def forward(self, gates: Tensor, state: list[Tensor]) -> list[Tensor]:
         """Take one step; see `Cell`."""
         h, c = state
+        size = self.width // 4
         # 1. The gates, from the input and the hidden state.
         gates.add_(self.from_hidden(h))
-        input_gate, forget_gate, candidate, output_gate = cut(gates, self.width).chunk(4, dim=1)
+        columns(gates, 0, 2 * size).sigmoid_()
+        input_gate, forget_gate = columns(gates, 0, size), columns(gates, size, size)
+        candidate, output_gate = columns(gates, 2 * size, size), columns(gates, 3 * size, size)
         # 2. The forget gate: what stays of the cell state.
-        kept = forget_gate.sigmoid_().mul_(c)
+        kept = forget_gate.mul_(c)
         # 3. The input gate: what the candidate adds.
-        added = input_gate.sigmoid_().mul_(candidate.tanh_())
+        added = input_gate.mul_(candidate.tanh_())
         # 4. The cell update. In place, so that it stays strided: see `models/linear.py` on tails.
         new_c = added.add_(kept)
         # 5. The hidden update, by the output gate.
@@ -88,12 +91,11 @@ class GRU(Cell):
 
     def forward(self, gates: Tensor, state: list[Tensor]) -> list[Tensor]:
         """Take one step; see `Cell`."""
-        h = state[0]
-        reset, update, candidate = cut(gates, self.width).chunk(3, dim=1)
-        reset_h, update_h, candidate_h = cut(self.from_hidden(h), self.width).chunk(3, dim=1)
-        reset.add_(reset_h).sigmoid_()
-        update.add_(update_h).sigmoid_()
-        candidate.add_(candidate_h.mul_(reset)).tanh_()
+        h, size = state[0], self.width // 3
+        of_hidden = self.from_hidden(h)
+        columns(gates, 0, 2 * size).add_(columns(of_hidden, 0, 2 * size)).sigmoid_()
+        reset, update = columns(gates, 0, size), columns(gates, size, size)
+        candidate = columns(gates, 2 * size, size).add_(columns(of_hidden, 2 * size, size).mul_(reset)).tanh_()
         # (1 - update) · candidate + update · h
         return [torch.sub(h, candidate).mul_(update).add_(candidate)]
 

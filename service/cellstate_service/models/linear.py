@@ -140,6 +140,11 @@ def prepare_product(weight: Tensor, bias: Tensor | None, dtype: torch.dtype = to
     return PackedProduct(weight, bias, dtype) if packing_available(dtype) else TiledProduct(weight, bias, dtype)
 
 
+def columns(values: Tensor, first: int, count: int) -> Tensor:
+    """Return `count` columns of contiguous [N, columns] as a view: the cheapest way to make one, of which a step makes many."""
+    return values.as_strided([values.size(0), count], [values.size(1), 1], values.storage_offset() + first)
+
+
 def cut(values: Tensor, width: int) -> Tensor:
     """Return the first `width` columns of [N, columns], as a view where some are cut off."""
     return values if values.size(1) == width else values[:, :width]

@@ -169,13 +169,13 @@ class RecurrentProgram(nn.Module):
         after: list[list[Tensor]] = []
         for _ in range(steps):
             after.append(state[:])  # noqa: PERF401 (TorchScript)
-        x = self.normalize(inputs.flatten(0, 1))
+        x = self.normalize(inputs[0] if steps == 1 else inputs.flatten(0, 1))
         for layer, cell in enumerate(self.layers):
             gates = cell.from_input(x)  # type: ignore[operator]
             of_layer = [state[index * self.depth + layer] for index in range(self.tensors)]
             hidden: list[Tensor] = []
             for step in range(steps):
-                of_layer = cell(gates[step * rows : (step + 1) * rows], of_layer)
+                of_layer = cell(gates if steps == 1 else gates[step * rows : (step + 1) * rows], of_layer)
                 for index in range(self.tensors):
                     after[step][index * self.depth + layer] = of_layer[index]
                 hidden.append(of_layer[0])
@@ -213,7 +213,7 @@ class FeedForwardProgram(nn.Module):
             x = cut(self.activate(product(x)), product.width)  # type: ignore[arg-type]
         after: list[list[Tensor]] = []
         for _ in range(inputs.size(0)):
-            after.append(state)  # noqa: PERF401 (TorchScript)
+            after.append(state[:])  # noqa: PERF401 (TorchScript)
         return x, after
 
     @torch.jit.export

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cellstate_service.engine.request import Sampling
-from cellstate_service.engine.runner import Stepping, Taken, compile_stepping
+from cellstate_service.engine.runner import Given, Runner, Taken
 from cellstate_service.engine.sampler import Draw, gather_draws
 from cellstate_service.models.loading import LoadedModel, load_model
 from tests.models_on_disk import write_feed_forward, write_recurrent
@@ -34,18 +34,18 @@ def same(left: list[Tensor], right: list[Tensor]) -> bool:
 
 
 def test_what_steps_is_compiled(tokens_model: LoadedModel) -> None:
-    assert isinstance(compile_stepping(tokens_model.network), torch.jit.ScriptModule)
+    assert Runner(tokens_model.network).compiled
 
 
 @pytest.mark.parametrize("every", [False, True])
 @pytest.mark.parametrize("bad", [{0: 0}, {1: 2, 3: 1}, {0: 2, 1: 0, 2: 1, 3: 2}, {}], ids=str)
 def test_a_row_stands_before_the_step_that_was_not_finite(steep: LoadedModel, bad: dict[int, int], every: bool) -> None:
     """Row to the step at which its input overflows, of three."""
-    stepping, rows = compile_stepping(steep.network), start(steep)
+    stepping, rows = Runner(steep.network), start(steep)
     inputs = torch.full((3, ROWS, 1), 2.0)
     for row, step in bad.items():
         inputs[step, row] = 3e38
-    taken = stepping.consume(rows, inputs, every)
+    taken = stepping.consume(rows, inputs, every=every)
     assert taken.complete == (not bad)
     assert len(taken.outputs) == (3 if every else 1)
     if bad:
@@ -53,16 +53,16 @@ def test_a_row_stands_before_the_step_that_was_not_finite(steep: LoadedModel, ba
     for row in range(ROWS):
         alone = [column[row : row + 1] for column in rows]
         for step in range(bad.get(row, 3)):
-            alone = stepping.consume(alone, inputs[step : step + 1, row : row + 1], False).rows
+            alone = stepping.consume(alone, inputs[step : step + 1, row : row + 1], every=False).rows
         assert same([column[row : row + 1] for column in taken.rows], alone)
 
 
 def test_not_a_number_stays_in_its_row_of_a_piece(steep: LoadedModel) -> None:
-    stepping = compile_stepping(steep.network)
+    stepping = Runner(steep.network)
     inputs = torch.rand(5, ROWS, 1)
-    clean = stepping.consume(start(steep), inputs, True)
+    clean = stepping.consume(start(steep), inputs, every=True)
     inputs[2, 1] = float("nan")
-    taken = stepping.consume(start(steep), inputs, True)
+    taken = stepping.consume(start(steep), inputs, every=True)
     others = [0, 2, 3]
     assert taken.counts.tolist() == [5, 2, 5, 5]
     assert same([column[others] for column in taken.rows], [column[others] for column in clean.rows])
@@ -71,22 +71,23 @@ def test_not_a_number_stays_in_its_row_of_a_piece(steep: LoadedModel) -> None:
 
 def test_generation_stops_each_row_where_it_stands(steep: LoadedModel) -> None:
     """A closed loop that overflows after some steps, in one row."""
-    stepping, rows = compile_stepping(steep.network), start(steep)
+    stepping, rows = Runner(steep.network), start(steep)
     rows[-1] = torch.tensor([[0.5], [3e38], [1.0], [0.0]])
-    taken = stepping.feed(rows, NO_INPUT, NOBODY, torch.ones(ROWS, dtype=torch.int64))
+    taken = stepping.feed(rows, NO_INPUT, torch.ones(ROWS, dtype=torch.int64))
     assert taken.counts.tolist() == [1, 0, 1, 1]
     assert same([column[1:2] for column in taken.rows], [column[1:2] for column in rows])
 
 
 SAMPLING = [Sampling(0.0), Sampling(0.9), Sampling(1.3, top_k=3), Sampling(0.7, top_p=0.8)]
-NOBODY, NO_INPUT = torch.empty(0, dtype=torch.int64), torch.empty(0, 1)
+NOBODY = torch.empty(0, dtype=torch.int64)
+NOTHING, NO_INPUT = Given(NOBODY, NOBODY), Given(torch.empty(0, 1), NOBODY)
 
 
 def one_by_one(model: LoadedModel, steps: int) -> list[Taken]:
-    stepping, rows, found = compile_stepping(model.network), start(model), []
+    stepping, rows, found = Runner(model.network), start(model), []
     for position in range(steps):
         draws = gather_draws([Draw(one, 5, position) for one in SAMPLING], model.network.output_size)
-        found.append(stepping.generate(rows, NOBODY, NOBODY, draws, True, torch.ones(ROWS, dtype=torch.int64), None))
+        found.append(stepping.generate(rows, NOTHING, draws, torch.ones(ROWS, dtype=torch.int64), logs=True))
         rows = found[-1].rows
     return found
 
@@ -95,7 +96,7 @@ def one_by_one(model: LoadedModel, steps: int) -> list[Taken]:
 def test_several_steps_of_generation_are_the_same_as_one_by_one(tokens_model: LoadedModel, limits: list[int]) -> None:
     singly = one_by_one(tokens_model, 6)
     draws = gather_draws([Draw(one, 5, 0) for one in SAMPLING], tokens_model.network.output_size)
-    taken = compile_stepping(tokens_model.network).generate(start(tokens_model), NOBODY, NOBODY, draws, True, torch.tensor(limits), None)
+    taken = Runner(tokens_model.network).generate(start(tokens_model), NOTHING, draws, torch.tensor(limits), logs=True)
     assert len(taken.fed) == max(limits)
     assert taken.complete == (min(limits) == max(limits))
     assert taken.complete or (taken.counts.tolist() == limits and not taken.failed.any())
@@ -106,19 +107,19 @@ def test_several_steps_of_generation_are_the_same_as_one_by_one(tokens_model: Lo
 
 
 def test_rows_may_take_an_input_before_they_generate(tokens_model: LoadedModel) -> None:
-    stepping, rows = compile_stepping(tokens_model.network), start(tokens_model)
-    consuming, given = torch.tensor([1, 3]), torch.tensor([2, 5])
+    stepping, rows = Runner(tokens_model.network), start(tokens_model)
+    given = Given(torch.tensor([2, 5]), torch.tensor([1, 3]))
 
     def draws(position: int) -> Any:
         return gather_draws([Draw(one, 5, position) for one in SAMPLING], tokens_model.network.output_size)
 
-    together = stepping.generate(rows, given, consuming, draws(0), False, torch.full((ROWS,), 4), 5)
-    assert together.fed[0][consuming].tolist() == [2, 5]
-    singly = stepping.generate(rows, given, consuming, draws(0), False, torch.ones(ROWS, dtype=torch.int64), 5)
+    together = stepping.generate(rows, given, draws(0), torch.full((ROWS,), 4), end_token=5)
+    assert together.fed[0][given.rows].tolist() == [2, 5]
+    singly = stepping.generate(rows, given, draws(0), torch.ones(ROWS, dtype=torch.int64), end_token=5)
     counts = [4] * ROWS if together.complete else together.counts.tolist()
     assert counts[3] > 1, "an end token that was given ends nothing"
     for step in range(1, 4):
-        singly = stepping.generate(singly.rows, NOBODY, NOBODY, draws(step), False, torch.ones(ROWS, dtype=torch.int64), 5)
+        singly = stepping.generate(singly.rows, NOTHING, draws(step), torch.ones(ROWS, dtype=torch.int64), end_token=5)
         for row in range(ROWS):
             if counts[row] > step:
                 assert together.fed[step][row] == singly.fed[0][row]
@@ -131,19 +132,19 @@ def test_no_row_steps_beyond_its_end_token(tokens_model: LoadedModel) -> None:
     expected = [tokens.index(end) + 1 if end in tokens else 12 for tokens in drawn]
     draws = gather_draws([Draw(one, 5, 0) for one in SAMPLING], tokens_model.network.output_size)
     limits = torch.full((ROWS,), 12)
-    taken = compile_stepping(tokens_model.network).generate(start(tokens_model), NOBODY, NOBODY, draws, False, limits, end)
+    taken = Runner(tokens_model.network).generate(start(tokens_model), NOTHING, draws, limits, end_token=end)
     assert taken.counts.tolist() == expected
     for row, count in enumerate(expected):
         assert same([column[row] for column in taken.rows], [column[row] for column in singly[count - 1].rows])
 
 
 def test_a_closed_loop_that_overflows_stands_before_that_step(steep: LoadedModel) -> None:
-    stepping, rows = compile_stepping(steep.network), start(steep)
+    stepping, rows = Runner(steep.network), start(steep)
     rows[-1] = torch.tensor([[0.5], [1e30], [1.0], [0.0]])
     alone, limits = [rows], torch.ones(ROWS, dtype=torch.int64)
     for _ in range(8):
-        alone.append(stepping.feed(alone[-1], NO_INPUT, NOBODY, limits).rows)
-    taken = stepping.feed(rows, NO_INPUT, NOBODY, 8 * limits)
+        alone.append(stepping.feed(alone[-1], NO_INPUT, limits).rows)
+    taken = stepping.feed(rows, NO_INPUT, 8 * limits)
     assert taken.failed[1]
     for row, count in enumerate(taken.counts.tolist()):
         assert same([column[row] for column in taken.rows], [column[row] for column in alone[count]])
@@ -151,9 +152,9 @@ def test_a_closed_loop_that_overflows_stands_before_that_step(steep: LoadedModel
 
 def test_a_network_without_state_steps_too(tmp_path_factory: pytest.TempPathFactory) -> None:
     model = load_model(write_feed_forward(tmp_path_factory.mktemp("plain") / "model"))
-    stepping: Stepping = compile_stepping(model.network)
+    stepping = Runner(model.network)
     inputs = torch.randn(3, ROWS, model.manifest.input.size)
     inputs[1, 2] = float("inf")
-    taken = stepping.consume(start(model), inputs, True)
+    taken = stepping.consume(start(model), inputs, every=True)
     assert taken.counts.tolist() == [3, 3, 1, 3]
     assert torch.equal(taken.outputs[2, 0], model.network.step(inputs[2], {})[0][0])
