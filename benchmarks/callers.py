@@ -1,18 +1,33 @@
-"""Starts caller processes and reads what they found; for Triton the caller is NVIDIA's perf_analyzer."""
+"""Starts caller processes and reads what they found; for Triton the caller is NVIDIA's perf_analyzer.
+
+The kinds of load that are compared with Triton have a compiled caller too, `load/native`, because one in Python takes a large part of a small machine.
+"""
 
 import dataclasses
 import json
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 from benchmarks.load.job import Job
-from benchmarks.places import LOGS, PYTHON, ROOT
+from benchmarks.places import LOGS, NATIVE_CALLER, PYTHON, ROOT
 from benchmarks.processes import BenchmarkError, Child
 from benchmarks.reference import REFERENCES
 from benchmarks.servers import Server
 
 PATIENCE_S = 60.0
+NATIVE_KINDS = ("generate", "step-streams", "step-unary")
+
+
+def caller_command(kind: str, native: Path = NATIVE_CALLER) -> list[str | Path]:
+    """Return the program that makes a kind of load: the compiled one where there is one and it is built, else the one in Python."""
+    return [native] if kind in NATIVE_KINDS and native.exists() else [PYTHON, "-m", "benchmarks.load"]
+
+
+def callers_missing(native: Path = NATIVE_CALLER) -> str | None:
+    """Say what is missing to call by compiled code; None where all is there."""
+    return None if native.exists() else "the compiled caller is not built: run scripts/build_native_caller.sh"
 
 
 class Caller:
@@ -21,7 +36,7 @@ class Caller:
     def __init__(self, job: Job) -> None:
         environment = {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH", ""))))}
         self._job = job
-        self._child = Child([PYTHON, "-m", "benchmarks.load"], LOGS / "callers.log", environment, pipe=True)
+        self._child = Child(caller_command(job.kind), LOGS / "callers.log", environment, pipe=True)
         assert self._child.process.stdin is not None
         self._child.process.stdin.write(json.dumps(dataclasses.asdict(job)) + "\n")
         self._child.process.stdin.flush()

@@ -9,6 +9,7 @@ WORK = ROOT / ".cache" / "bench"
 MODELS = WORK / "models"
 LOGS = WORK / "logs"
 PEERS = WORK / "peers"
+NATIVE_CALLER = WORK / "native" / "caller"
 REPORT = ROOT / "docs" / "benchmarks"
 PYTHON = Path(sys.executable)
 

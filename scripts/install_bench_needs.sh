@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # Install what `make bench` measures beside this project, into .cache/bench/peers: a virtual environment `env` with Triton (the nvidia-pytriton wheel holds a real
 # tritonserver and its Python backend) and the same torch as ours, and NVIDIA's load generator perf_analyzer. About 2 GB to fetch once; nothing is done after that.
+# First the compiled caller of our server is built, in .cache/bench/native.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+scripts/build_native_caller.sh || echo "going on without the compiled caller: the callers of our server will be Python" >&2
 peers=$PWD/.cache/bench/peers
 pytriton=nvidia-pytriton==0.7.0
 # The newest client wheel that holds perf_analyzer.

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from benchmarks import triton_load
-from benchmarks.callers import call, make_job
+from benchmarks.callers import call, callers_missing, make_job
 from benchmarks.peers.triton_repository import Variant
 from benchmarks.processes import BenchmarkError
 from benchmarks.run import Run
@@ -34,6 +34,10 @@ class Up:
 def measure(run: Run, modes: Sequence[str]) -> None:
     """Measure `modes`, of "generation" and "stepping"."""
     options = run.options
+    missing = callers_missing()
+    run.results.facts["callers"] = "compiled" if missing is None else "Python"
+    if missing is not None:
+        run.note(f"Callers are Python, which takes more of the machine than Triton's perf_analyzer does: {missing}.")
     ways: dict[tuple[str, int], list[Way]] = {}
     for model in options.models:
         with _servers(run, model) as up:

@@ -9,6 +9,13 @@ from benchmarks.report.pictures import draw
 from benchmarks.report.tables import sections
 from benchmarks.samples import Results
 
+CALLERS = {
+    "compiled": """Generation and closed-loop stepping are called by compiled code: cellstate and the grpc.aio servers by the C++ caller in
+`benchmarks/load/native`, Triton by perf_analyzer. Loads of other kinds are made by callers in Python.""",
+    "Python": """Callers are Python, but for Triton's perf_analyzer, which is compiled: so the figures of cellstate and of the grpc.aio servers hold more of
+their caller.""",
+}
+
 
 def write_report(results: Results, options: Options, machine: dict[str, str]) -> None:
     """Write README.md, results.json and the pictures into the folder of the options."""
@@ -39,11 +46,13 @@ def _rounded(value: object) -> object:
 
 def _page(results: Results, options: Options, machine: dict[str, str], pictures: dict[str, Path]) -> str:
     rows = "\n".join(f"| {name} | {'`' + text + '`' if name == 'command' else text} |" for name, text in machine.items())
+    callers = CALLERS.get(results.facts.get("callers", ""), "")
     head = f"""# Benchmarks
 
 Written by `make bench`. One run on one machine; the callers run on it too, as processes of their own. Shown are medians of {options.rounds} rounds, in
 brackets the least and the greatest; subjects take turns within each round. Ratios are taken within a round, then their median. Only ratios carry over to
 other machines. All streams of a load share one connection. All figures are in `results.json`.
+{callers}
 
 | | |
 |---|---|
