@@ -90,11 +90,11 @@ def plan_steps(left: Sequence[int]) -> StepPlan:
     return StepPlan(single, chunked, steps) if steps > 1 else StepPlan(list(range(len(left))), [], 1)
 
 
-MESSAGE_S = 100e-6
+MESSAGE_S = 150e-6
 """Processor time that a message costs, caller and server together."""
-MESSAGE_SHARE = 0.5
+MESSAGE_SHARE = 0.25
 """What messages may cost beside steps."""
-MAX_AHEAD_S = 0.02
+MAX_AHEAD_S = 0.04
 MAX_AHEAD = 16
 
 
