@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import structlog
 
 from cellstate_service.clock import Clock, SystemClock
+from cellstate_service.engine.core import StepLimits
 from cellstate_service.engine.engine import Engine, EngineConfig
 from cellstate_service.models.manifest import MANIFEST_FILE
 from cellstate_service.models.registry import ModelRegistry
@@ -179,7 +180,8 @@ def _session_config(settings: Settings) -> SessionConfig:
 def _engine_config(settings: Settings) -> EngineConfig:
     slots = settings.sessions.max_sessions + settings.engine.max_calls
     given = settings.engine
-    return EngineConfig(given.max_batch_rows, slots, given.torch_threads, given.max_batch_rows if given.warm_rows is None else given.warm_rows)
+    steps = StepLimits(given.max_batch_rows, given.max_ahead_s)
+    return EngineConfig(steps, slots, given.torch_threads, given.max_batch_rows if given.warm_rows is None else given.warm_rows)
 
 
 def _input_limits(settings: Settings) -> InputLimits:

@@ -75,6 +75,12 @@ class EngineSettings(Group):
         default=None,
         description="Batches of 1 to this many rows are computed once before health says SERVING: the first use of a size takes longer. None: max_batch_rows.",
     )
+    max_ahead_s: float = Field(
+        default=0.04,
+        ge=0,
+        le=10,
+        description="Where many sessions generate, their outputs are held back for this long at most, to be sent several in a message, in seconds. 0: never.",
+    )
     max_calls: Count = Field(default=1024, description="Inference calls at once, with and without a session, over all models; those without take a state slot.")
     output_window_steps: Count = Field(default=256, description="Steps generated ahead of a reader that is slow.")
 

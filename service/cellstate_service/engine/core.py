@@ -1,7 +1,7 @@
 """What the engine thread does: it keeps each session's requests in order, steps those that are ready, and records what came out. No threads, no event loop."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import structlog
@@ -22,6 +22,19 @@ from cellstate_service.observability.metrics import ModelMetrics
 _log = structlog.get_logger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class StepLimits:
+    """How much is taken at once.
+
+    Attributes:
+        max_batch_rows: Rows of one step at most.
+        max_ahead_s: For how long outputs of generation are held back at most, to be told together.
+    """
+
+    max_batch_rows: int = 256
+    max_ahead_s: float = 0.04
+
+
 class EngineCore:
     """The sessions of one model and their requests, advanced one step at a time.
 
@@ -32,16 +45,16 @@ class EngineCore:
         load: How busy the engine is.
     """
 
-    def __init__(self, model: LoadedModel, pool: StatePool, max_batch_rows: int, metrics: ModelMetrics, clock: Clock) -> None:
+    def __init__(self, model: LoadedModel, pool: StatePool, limits: StepLimits, metrics: ModelMetrics, clock: Clock) -> None:
         self._model = model
         self._pool = pool
         self._metrics = metrics
         self._clock = clock
         self._batch = Batch(model, pool)
         self._recorder = Recorder(model)
-        self._pace = Pace()
-        self._scheduler: Scheduler[Resident] = Scheduler(max_batch_rows)
-        self._max_batch_rows = max_batch_rows
+        self._pace = Pace(limits.max_ahead_s)
+        self._scheduler: Scheduler[Resident] = Scheduler(limits.max_batch_rows)
+        self._max_batch_rows = limits.max_batch_rows
         self._working: dict[Resident, None] = {}
         self.load = EngineLoad()
         self.events: list[tuple[Outbox, Event]] = []

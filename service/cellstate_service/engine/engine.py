@@ -4,14 +4,14 @@ import asyncio
 import queue
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import structlog
 import torch
 
 from cellstate_service.clock import Clock
-from cellstate_service.engine.core import EngineCore
+from cellstate_service.engine.core import EngineCore, StepLimits
 from cellstate_service.engine.load import EngineLoad
 from cellstate_service.engine.outbox import Outbox
 from cellstate_service.engine.request import Event, Request
@@ -30,13 +30,13 @@ class EngineConfig:
     """Sizes of an engine.
 
     Attributes:
-        max_batch_rows: Rows of one step at most.
+        steps: How much is taken at once.
         slots: Sessions and calls without session that can hold state at once.
         torch_threads: Threads that torch computes a step with.
         warm_rows: Batches of 1 to this many rows are computed once before requests are: the first use of a size builds its kernels.
     """
 
-    max_batch_rows: int = 256
+    steps: StepLimits = field(default_factory=StepLimits)
     slots: int = 5120
     torch_threads: int = 1
     warm_rows: int = 256
@@ -57,7 +57,7 @@ class Engine:
         children = metrics.for_model(model.name)
         children.slots.set(config.slots)
         children.state_bytes.set(pool.bytes)
-        self._core = EngineCore(model, pool, config.max_batch_rows, children, clock)
+        self._core = EngineCore(model, pool, config.steps, children, clock)
         self._commands: queue.SimpleQueue[list[Callable[[], None]]] = queue.SimpleQueue()
         self._collected: list[Callable[[], None]] = []
         self._thread = threading.Thread(target=self._main, name=f"engine-{model.name}", daemon=True)
@@ -203,7 +203,7 @@ class Engine:
     def _warm_up(self) -> None:
         began_s = self._clock.monotonic()
         try:
-            self._core.warm_up(min(self._config.warm_rows, self._config.max_batch_rows), lambda: self._stopping)
+            self._core.warm_up(min(self._config.warm_rows, self._config.steps.max_batch_rows), lambda: self._stopping)
         except Exception:  # a model that cannot be computed says so to those who call it
             _log.exception("warming up failed", model=self.model.name)
         _log.info("warm", model=self.model.name, rows=self._config.warm_rows, seconds=round(self._clock.monotonic() - began_s, 2))

@@ -179,7 +179,7 @@ class Runner:
     def __init__(self, network: Network) -> None:
         stepping = Stepping(network.program)
         compiles = isinstance(network.program, torch.jit.ScriptModule)
-        self._stepping: Stepping = compile_module(stepping) if compiles else stepping  # type: ignore[assignment]
+        self._stepping: Stepping = compile_module(stepping) if compiles else stepping
 
     @property
     def compiled(self) -> bool:

@@ -94,18 +94,22 @@ MESSAGE_S = 150e-6
 """Processor time that a message costs, caller and server together."""
 MESSAGE_SHARE = 0.25
 """What messages may cost beside steps."""
-MAX_AHEAD_S = 0.04
 MAX_AHEAD = 16
+"""Steps of generation that are taken at once, at most."""
 
 
 class Pace:
     """How many steps of generation are taken before their outputs are told.
 
     With many streams a message for each token costs more than the token's step does, and takes the step's processor from it. So as many steps are taken at once
-    as bring the messages down to half of what the steps cost, but for no longer than 20 ms, and no more than 16; a lone stream of a large model is told each.
+    as bring the messages down to a quarter of what the steps cost; a lone stream of a large model is told each.
+
+    Args:
+        max_ahead_s: For no longer than this.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_ahead_s: float) -> None:
+        self._max_ahead_s = max_ahead_s
         self._step_s = 0.0
 
     def took(self, used_s: float, steps: int) -> None:
@@ -117,4 +121,4 @@ class Pace:
         if self._step_s <= 0:
             return 1
         wanted = rows * MESSAGE_S / (MESSAGE_SHARE * self._step_s)
-        return max(1, min(MAX_AHEAD, int(wanted), int(MAX_AHEAD_S / self._step_s)))
+        return max(1, min(MAX_AHEAD, int(wanted), int(self._max_ahead_s / self._step_s)))

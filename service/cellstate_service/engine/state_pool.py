@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from cellstate_service.errors import Exhausted, Reason
-from cellstate_service.models.networks import StateSpec
+from cellstate_service.models.networks import StateSpec, compile_module
 
 State = dict[str, NDArray[np.float32]]
 WORKING_SETS = 2
@@ -28,6 +28,20 @@ def size_of_batch(rows: int) -> int:
     return -(-rows // unit) * unit
 
 
+class Exchange(nn.Module):
+    """Moves rows between the pool's columns and working sets. Compiled, since each call from Python takes the interpreter's lock anew."""
+
+    def forward(self, columns: list[Tensor], back: list[tuple[Tensor, list[Tensor]]], slots: Tensor) -> list[Tensor]:
+        """Write rows back to their slots, each set with its slots int64 [B], then return the rows of other slots, int64 [B]."""
+        for index, rows in back:
+            for number, column in enumerate(columns):
+                column.index_copy_(0, index, rows[number][: index.size(0)])
+        taken: list[Tensor] = []
+        for column in columns:
+            taken.append(column.index_select(0, slots))  # noqa: PERF401 (TorchScript)
+        return taken
+
+
 class StatePool:
     """Tensors `[layers, slots, width]` per state tensor, the last outputs `[slots, output]`, a free list, and the working sets taken from them.
 
@@ -41,6 +55,7 @@ class StatePool:
         self._outputs = torch.zeros(slots, output_size)
         self._free = list(range(slots - 1, -1, -1))
         self._columns = [tensor[layer] for tensor in self._state.values() for layer in range(len(tensor))] + [self._outputs]
+        self._exchange: Exchange = compile_module(Exchange())
         self._sets: dict[tuple[int, ...], list[Tensor]] = {}
         self._at_work: set[int] = set()
 
@@ -80,13 +95,10 @@ class StatePool:
         kept = self._sets.get(key)
         if kept is not None:
             return kept
-        if not self._at_work.isdisjoint(key):
-            for other in [other for other in self._sets if not set(key).isdisjoint(other)]:
-                self._return(other)
-        while len(self._sets) >= WORKING_SETS:
-            self._return(next(iter(self._sets)))
-        index = torch.tensor(key + key[:1] * (size_of_batch(len(key)) - len(key)))
-        return [column.index_select(0, index) for column in self._columns]
+        back = [] if self._at_work.isdisjoint(key) else [other for other in self._sets if not set(key).isdisjoint(other)]
+        if not back and len(self._sets) >= WORKING_SETS:
+            back = [next(iter(self._sets))]
+        return self._exchanged(back, key + key[:1] * (size_of_batch(len(key)) - len(key)))
 
     def empty_rows(self, count: int) -> list[Tensor]:
         """Return what looks like a working set of `count` slots, zeros, and belongs to none."""
@@ -125,11 +137,16 @@ class StatePool:
     def _settle(self, slot: int) -> None:
         """Return the working set that has a slot, if one does, to the pool."""
         if slot in self._at_work:
-            self._return(next(slots for slots in self._sets if slot in slots))
+            self._exchanged([next(slots for slots in self._sets if slot in slots)], ())
 
-    def _return(self, slots: tuple[int, ...]) -> None:
-        """Write a working set to its slots, and forget it."""
-        index = torch.tensor(slots)
-        for column, values in zip(self._columns, self._sets.pop(slots), strict=True):
-            column.index_copy_(0, index, values[: len(slots)])
-        self._at_work.difference_update(slots)
+    def _exchanged(self, back: list[tuple[int, ...]], slots: tuple[int, ...]) -> list[Tensor]:
+        """Write working sets to their slots and forget them, then return the rows of other slots."""
+        rows: list[Tensor] = self._exchange(self._columns, [(_index(key), self._sets[key]) for key in back], _index(slots))
+        for key in back:
+            del self._sets[key]
+            self._at_work.difference_update(key)
+        return rows
+
+
+def _index(slots: tuple[int, ...]) -> Tensor:
+    return torch.from_numpy(np.array(slots, dtype=np.int64))

@@ -7,7 +7,7 @@ one for each layer of each `StateSpec`, in their order (`flatten` and `by_name` 
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -235,12 +235,11 @@ def build_network(manifest: Manifest, tensors: Tensors) -> Network:
     return Network(compile_module(RecurrentProgram(manifest, tensors)), specs, manifest.output.size, manifest.dtype)
 
 
-def compile_module(module: nn.Module) -> Program:
+def compile_module(module: nn.Module) -> Any:
     """Return a module compiled by TorchScript: one call of it is one stay outside of the interpreter's lock (docs/adr/0009)."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"`torch\.jit\.", category=DeprecationWarning)
-        compiled: Program = torch.jit.script(module.eval())
-        return compiled
+        return torch.jit.script(module.eval())
 
 
 def tensor_shapes(manifest: Manifest) -> dict[str, tuple[int, ...]]:

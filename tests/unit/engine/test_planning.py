@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cellstate_service.engine.load import EngineLoad
-from cellstate_service.engine.scheduler import CHUNK_ROW_STEPS, CHUNK_STEPS, FEW_ROWS, MAX_AHEAD, MAX_AHEAD_S, Pace, plan_steps
+from cellstate_service.engine.scheduler import CHUNK_ROW_STEPS, CHUNK_STEPS, FEW_ROWS, MAX_AHEAD, Pace, plan_steps
 from cellstate_service.engine.state_pool import size_of_batch
 
 
@@ -32,19 +32,19 @@ def test_a_long_input_beside_64_others_takes_more_than_a_step_and_one_beside_few
     assert plan_steps([0, 0, 100_000]).chunked == []
 
 
-@given(st.floats(1e-6, 1.0), st.integers(1, 8192))
-def test_steps_ahead_are_bounded_in_number_and_time(step_s: float, rows: int) -> None:
-    pace = Pace()
+@given(st.floats(1e-6, 1.0), st.integers(1, 8192), st.floats(0, 0.1))
+def test_steps_ahead_are_bounded_in_number_and_time(step_s: float, rows: int, max_ahead_s: float) -> None:
+    pace = Pace(max_ahead_s)
     assert pace.steps(rows) == 1, "nothing is known yet"
     pace.took(5 * step_s, 5)
     steps = pace.steps(rows)
     assert 1 <= steps <= MAX_AHEAD
-    assert steps == 1 or steps * step_s <= MAX_AHEAD_S * (1 + 1e-9)
+    assert steps == 1 or steps * step_s <= max_ahead_s * (1 + 1e-9)
 
 
-@pytest.mark.parametrize(("step_s", "rows", "steps"), [(350e-6, 1, 1), (3.5e-3, 64, 3), (0.03, 256, 1), (50e-6, 64, 16)])
-def test_steps_ahead_keep_messages_at_half_of_what_steps_cost(step_s: float, rows: int, steps: int) -> None:
-    pace = Pace()
+@pytest.mark.parametrize(("step_s", "rows", "steps"), [(350e-6, 1, 1), (1e-3, 8, 4), (8e-3, 64, 4), (0.03, 256, 1), (50e-6, 64, 16)])
+def test_steps_ahead_keep_messages_at_a_quarter_of_what_steps_cost(step_s: float, rows: int, steps: int) -> None:
+    pace = Pace(0.04)
     pace.took(step_s, 1)
     assert pace.steps(rows) == steps
 
