@@ -15,6 +15,7 @@ from benchmarks.places import MODELS
 from benchmarks.run import Run
 from benchmarks.samples import Sample
 from cellstate_service.engine.runner import Runner
+from cellstate_service.engine.state_pool import WorkingSet
 from cellstate_service.models.loading import load_model
 
 PACKING_ROWS = 64
@@ -31,7 +32,7 @@ def ours(folder: Path, rows: int) -> Advance:
     carried = [[*network.flatten(network.initial_state(rows)), torch.zeros(rows, network.output_size)]]
 
     def advance() -> None:
-        carried[0] = runner.consume(carried[0], tokens, every=False).rows
+        carried[0] = runner.consume(WorkingSet(carried[0], [], [], tokens[0]), tokens, every=False).rows
 
     return advance
 

@@ -65,12 +65,12 @@ class Batch:
         consuming = [row for row, request in enumerate(requests) if request.consuming]
         members = self._members_of(residents, requests)
         slots = [resident.taken_slot for resident in residents[:real]]
-        rows, given = self._pool.rows(slots), self._given(requests, consuming)
+        working, given = self._pool.working_set(slots), self._given(requests, consuming)
         limits = members.once if ahead == 1 else torch.tensor([min(ahead, request.steps_left) for request in requests])
         if members.draws is None:
-            taken = self._runner.feed(rows, given, limits)
+            taken = self._runner.feed(working, given, limits)
         else:
-            taken = self._runner.generate(rows, given, members.draws, limits, logs=members.logs, end_token=self._model.manifest.end_token)
+            taken = self._runner.generate(working, given, members.draws, limits, logs=members.logs, end_token=self._model.manifest.end_token)
         steps = self._steps(residents[:real], requests[:real], taken, torch.stack(taken.fed).numpy())
         if taken.logs:
             steps.logs.extend(torch.stack(taken.logs, 1).tolist())
@@ -87,7 +87,7 @@ class Batch:
         slots = [resident.taken_slot for resident in residents]
         inputs: Inputs = np.stack([resident.requests[0].taking(count) for resident in _filled(residents)], axis=1)  # type: ignore[assignment]
         every = count > 1 and any(request.answered(1, count) for request in requests)
-        taken = self._runner.consume(self._pool.rows(slots), torch.from_numpy(inputs), every=every)
+        taken = self._runner.consume(self._pool.working_set(slots), torch.from_numpy(inputs), every=every)
         steps = self._steps(residents, requests, taken, inputs)
         self._pool.keep(slots, taken.rows)
         return steps
@@ -99,9 +99,8 @@ class Batch:
         for count in sorted({size_of_batch(rows) for rows in range(1, most_rows + 1)}, reverse=True):
             if given_up():
                 return
-            rows = self._pool.empty_rows(count)
-            self._runner.consume(rows, one.expand(1, count, *shape[1:]).contiguous(), every=False)
-        rows, limits = self._pool.empty_rows(1), torch.full((1,), 2)
+            self._runner.consume(self._pool.empty_set(count), one.expand(1, count, *shape[1:]).contiguous(), every=False)
+        rows, limits = self._pool.empty_set(1), torch.full((1,), 2)
         nothing = Given(one[0][:0], torch.empty(0, dtype=torch.int64))
         draws = [Draw(sampling, 0, 0) for sampling in (Sampling(0.0), Sampling(1.0), Sampling(1.0, top_k=2))]
         for _ in range(WARMING_ROUNDS):

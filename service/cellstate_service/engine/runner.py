@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cellstate_service.engine.sampler import Draws, draw, log_probabilities
+from cellstate_service.engine.state_pool import WorkingSet, gather
 from cellstate_service.models.networks import Network, Program, compile_module
 
 Gave = tuple[list[Tensor], Tensor, bool, Tensor, Tensor, list[Tensor], list[Tensor]]
@@ -99,13 +100,14 @@ class Stepping(nn.Module):
         super().__init__()
         self.program = program
 
-    def forward(self, rows: list[Tensor], inputs: Tensor, every: bool) -> Gave:
+    def forward(self, working: WorkingSet, inputs: Tensor, every: bool) -> Gave:
         """See `consume`."""
-        return self.consume(rows, inputs, every)
+        return self.consume(working, inputs, every)
 
     @torch.jit.export
-    def consume(self, rows: list[Tensor], inputs: Tensor, every: bool) -> Gave:
+    def consume(self, working: WorkingSet, inputs: Tensor, every: bool) -> Gave:
         """Take T steps by given inputs, [T, B] or [T, B, features], as one chunk."""
+        rows = gather(working)
         steps, count = inputs.size(0), inputs.size(1)
         hidden, after = self.program.advance(inputs, rows[:-1])
         if steps == 1:
@@ -125,7 +127,7 @@ class Stepping(nn.Module):
         return (new, outputs, False, counts, failed, [], [])
 
     @torch.jit.export
-    def generate(self, rows: list[Tensor], given: Tensor, consuming: Tensor, draws: Draws, logs: bool, limits: Tensor, end_token: int | None) -> Gave:
+    def generate(self, working: WorkingSet, given: Tensor, consuming: Tensor, draws: Draws, logs: bool, limits: Tensor, end_token: int | None) -> Gave:
         """Take steps of tokens, each drawn from the row's last output; at the first step the `consuming` rows (int64 [C]) take those that are given, int64 [C].
 
         As many steps as the largest of `limits` (int64 [B]) says; a row stands after as many as its own says, or after its end token.
@@ -133,6 +135,7 @@ class Stepping(nn.Module):
         fed: list[Tensor] = []
         drawn_logs: list[Tensor] = []
         after: list[list[Tensor]] = []
+        rows = gather(working)
         now = rows
         for step in range(int(limits.max())):
             tokens = draw(now[-1], draws, step)
@@ -151,10 +154,11 @@ class Stepping(nn.Module):
         return (new, now[-1].unsqueeze(0), False, counts, failed, fed, drawn_logs)
 
     @torch.jit.export
-    def feed(self, rows: list[Tensor], given: Tensor, consuming: Tensor, limits: Tensor) -> Gave:
+    def feed(self, working: WorkingSet, given: Tensor, consuming: Tensor, limits: Tensor) -> Gave:
         """Take steps of numbers, as `generate` does of tokens: a row is fed its last output, or at the first step what is given, float32 [C, features]."""
         fed: list[Tensor] = []
         after: list[list[Tensor]] = []
+        rows = gather(working)
         now = rows
         for step in range(int(limits.max())):
             fed.append(now[-1].index_copy(0, consuming, given) if step == 0 else now[-1].contiguous())
@@ -186,17 +190,17 @@ class Runner:
         """Whether a step is one compiled call."""
         return isinstance(self._stepping, torch.jit.ScriptModule)
 
-    def consume(self, rows: list[Tensor], inputs: Tensor, *, every: bool) -> Taken:
+    def consume(self, working: WorkingSet, inputs: Tensor, *, every: bool) -> Taken:
         """See `Stepping.consume`."""
-        return Taken(*self._stepping.consume(rows, inputs, every))
+        return Taken(*self._stepping.consume(working, inputs, every))
 
-    def generate(self, rows: list[Tensor], given: Given, draws: Draws, limits: Tensor, *, logs: bool = False, end_token: int | None = None) -> Taken:
+    def generate(self, working: WorkingSet, given: Given, draws: Draws, limits: Tensor, *, logs: bool = False, end_token: int | None = None) -> Taken:
         """See `Stepping.generate`."""
-        return Taken(*self._stepping.generate(rows, given.values, given.rows, draws, logs, limits, end_token))
+        return Taken(*self._stepping.generate(working, given.values, given.rows, draws, logs, limits, end_token))
 
-    def feed(self, rows: list[Tensor], given: Given, limits: Tensor) -> Taken:
+    def feed(self, working: WorkingSet, given: Given, limits: Tensor) -> Taken:
         """See `Stepping.feed`."""
-        return Taken(*self._stepping.feed(rows, given.values, given.rows, limits))
+        return Taken(*self._stepping.feed(working, given.values, given.rows, limits))
 
     def answer(self, logits: Tensor, draws: Draws, *, logs: bool) -> tuple[Tensor, Tensor]:
         """See `Stepping.answer`."""

@@ -5,14 +5,15 @@ step to step and nothing is copied; rows go back to the pool when another batch,
 """
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from cellstate_service.errors import Exhausted, Reason
-from cellstate_service.models.networks import StateSpec, compile_module
+from cellstate_service.models.networks import StateSpec
 
 State = dict[str, NDArray[np.float32]]
 WORKING_SETS = 2
@@ -28,18 +29,33 @@ def size_of_batch(rows: int) -> int:
     return -(-rows // unit) * unit
 
 
-class Exchange(nn.Module):
-    """Moves rows between the pool's columns and working sets. Compiled, since each call from Python takes the interpreter's lock anew."""
+class WorkingSet(NamedTuple):
+    """The rows of a batch, or how to get them: `gather` does, within the compiled call that steps them, since each call takes the interpreter's lock anew.
 
-    def forward(self, columns: list[Tensor], back: list[tuple[Tensor, list[Tensor]]], slots: Tensor) -> list[Tensor]:
-        """Write rows back to their slots, each set with its slots int64 [B], then return the rows of other slots, int64 [B]."""
-        for index, rows in back:
-            for number, column in enumerate(columns):
-                column.index_copy_(0, index, rows[number][: index.size(0)])
-        taken: list[Tensor] = []
-        for column in columns:
-            taken.append(column.index_select(0, slots))  # noqa: PERF401 (TorchScript)
-        return taken
+    Attributes:
+        rows: Each layer's state tensors [B, width] in the order of the specifications, then the last outputs [B, output]; empty where they are to be gathered.
+        columns: The pool's: the same for all slots.
+        back: Working sets to be written back before, each with its slots int64.
+        slots: Slots to gather, int64 [B].
+    """
+
+    rows: list[Tensor]
+    columns: list[Tensor]
+    back: list[tuple[Tensor, list[Tensor]]]
+    slots: Tensor
+
+
+def gather(working: WorkingSet) -> list[Tensor]:
+    """Return the rows of a working set. Writes others back to the pool's columns where that must be done before; doing it twice does no harm."""
+    for slots, rows in working.back:
+        for number, column in enumerate(working.columns):
+            column.index_copy_(0, slots, rows[number][: slots.size(0)])
+    if len(working.rows) > 0:
+        return working.rows
+    gathered: list[Tensor] = []
+    for column in working.columns:
+        gathered.append(column.index_select(0, working.slots))  # noqa: PERF401 (TorchScript)
+    return gathered
 
 
 class StatePool:
@@ -55,7 +71,6 @@ class StatePool:
         self._outputs = torch.zeros(slots, output_size)
         self._free = list(range(slots - 1, -1, -1))
         self._columns = [tensor[layer] for tensor in self._state.values() for layer in range(len(tensor))] + [self._outputs]
-        self._exchange: Exchange = compile_module(Exchange())
         self._sets: dict[tuple[int, ...], list[Tensor]] = {}
         self._at_work: set[int] = set()
 
@@ -86,27 +101,29 @@ class StatePool:
         self._settle(slot)
         self._free.append(slot)
 
-    def rows(self, slots: Sequence[int]) -> list[Tensor]:
-        """Return the working set of some slots: each layer's state tensors [B, width] in the order of the specifications, then the last outputs [B, output].
+    def working_set(self, slots: Sequence[int]) -> WorkingSet:
+        """Return the working set of some slots.
 
         B is the size at which that many slots are computed; the rows beyond them repeat the first. Not to be changed. After a step `keep` takes what it gave.
         """
         key = tuple(slots)
         kept = self._sets.get(key)
         if kept is not None:
-            return kept
+            return WorkingSet(kept, self._columns, [], _index(()))
         back = [] if self._at_work.isdisjoint(key) else [other for other in self._sets if not set(key).isdisjoint(other)]
-        if not back and len(self._sets) >= WORKING_SETS:
-            back = [next(iter(self._sets))]
-        return self._exchanged(back, key + key[:1] * (size_of_batch(len(key)) - len(key)))
+        return WorkingSet([], self._columns, self._to_return(back), _index(key + key[:1] * (size_of_batch(len(key)) - len(key))))
 
-    def empty_rows(self, count: int) -> list[Tensor]:
-        """Return what looks like a working set of `count` slots, zeros, and belongs to none."""
-        return [column.new_zeros(count, column.shape[1]) for column in self._columns]
+    def empty_set(self, count: int) -> WorkingSet:
+        """Return a working set of `count` rows at zero, which belongs to no slots."""
+        return WorkingSet([column.new_zeros(count, column.shape[1]) for column in self._columns], self._columns, [], _index(()))
 
     def keep(self, slots: Sequence[int], rows: list[Tensor]) -> None:
-        """Take what a step gave as the state of the slots whose `rows` it was computed from."""
+        """Take what a step gave as the state of the slots whose working set it was computed from."""
         key = tuple(slots)
+        if key not in self._sets:
+            self._forget([other for other in self._sets if not set(key).isdisjoint(other)])
+            if len(self._sets) >= WORKING_SETS:
+                self._return(next(iter(self._sets)))
         self._sets[key] = rows
         self._at_work.update(key)
 
@@ -137,15 +154,20 @@ class StatePool:
     def _settle(self, slot: int) -> None:
         """Return the working set that has a slot, if one does, to the pool."""
         if slot in self._at_work:
-            self._exchanged([next(slots for slots in self._sets if slot in slots)], ())
+            self._return(next(slots for slots in self._sets if slot in slots))
 
-    def _exchanged(self, back: list[tuple[int, ...]], slots: tuple[int, ...]) -> list[Tensor]:
-        """Write working sets to their slots and forget them, then return the rows of other slots."""
-        rows: list[Tensor] = self._exchange(self._columns, [(_index(key), self._sets[key]) for key in back], _index(slots))
-        for key in back:
-            del self._sets[key]
-            self._at_work.difference_update(key)
-        return rows
+    def _to_return(self, sets: list[tuple[int, ...]]) -> list[tuple[Tensor, list[Tensor]]]:
+        return [(_index(slots), self._sets[slots]) for slots in sets]
+
+    def _return(self, slots: tuple[int, ...]) -> None:
+        """Write a working set to its slots, and forget it."""
+        gather(WorkingSet([], self._columns, self._to_return([slots]), _index(())))
+        self._forget([slots])
+
+    def _forget(self, sets: list[tuple[int, ...]]) -> None:
+        for slots in sets:
+            del self._sets[slots]
+            self._at_work.difference_update(slots)
 
 
 def _index(slots: tuple[int, ...]) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from cellstate_service.engine.request import Sampling
 from cellstate_service.engine.runner import Given, Runner, Taken
 from cellstate_service.engine.sampler import Draw, gather_draws
+from cellstate_service.engine.state_pool import WorkingSet
 from cellstate_service.models.loading import LoadedModel, load_model
 from tests.models_on_disk import write_feed_forward, write_recurrent
 
@@ -23,6 +24,10 @@ def steep(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     weights = load_file(path)
     save_file(weights | {"rnn.weight_ih_l0": 1e4 * weights["rnn.weight_ih_l0"]}, path)
     return load_model(path.parent)
+
+
+def working(rows: list[Tensor]) -> WorkingSet:
+    return WorkingSet(rows, [], [], torch.empty(0, dtype=torch.int64))
 
 
 def start(model: LoadedModel, rows: int = ROWS) -> list[Tensor]:
@@ -45,7 +50,7 @@ def test_a_row_stands_before_the_step_that_was_not_finite(steep: LoadedModel, ba
     inputs = torch.full((3, ROWS, 1), 2.0)
     for row, step in bad.items():
         inputs[step, row] = 3e38
-    taken = stepping.consume(rows, inputs, every=every)
+    taken = stepping.consume(working(rows), inputs, every=every)
     assert taken.complete == (not bad)
     assert len(taken.outputs) == (3 if every else 1)
     if bad:
@@ -53,16 +58,16 @@ def test_a_row_stands_before_the_step_that_was_not_finite(steep: LoadedModel, ba
     for row in range(ROWS):
         alone = [column[row : row + 1] for column in rows]
         for step in range(bad.get(row, 3)):
-            alone = stepping.consume(alone, inputs[step : step + 1, row : row + 1], every=False).rows
+            alone = stepping.consume(working(alone), inputs[step : step + 1, row : row + 1], every=False).rows
         assert same([column[row : row + 1] for column in taken.rows], alone)
 
 
 def test_not_a_number_stays_in_its_row_of_a_piece(steep: LoadedModel) -> None:
     stepping = Runner(steep.network)
     inputs = torch.rand(5, ROWS, 1)
-    clean = stepping.consume(start(steep), inputs, every=True)
+    clean = stepping.consume(working(start(steep)), inputs, every=True)
     inputs[2, 1] = float("nan")
-    taken = stepping.consume(start(steep), inputs, every=True)
+    taken = stepping.consume(working(start(steep)), inputs, every=True)
     others = [0, 2, 3]
     assert taken.counts.tolist() == [5, 2, 5, 5]
     assert same([column[others] for column in taken.rows], [column[others] for column in clean.rows])
@@ -73,7 +78,7 @@ def test_generation_stops_each_row_where_it_stands(steep: LoadedModel) -> None:
     """A closed loop that overflows after some steps, in one row."""
     stepping, rows = Runner(steep.network), start(steep)
     rows[-1] = torch.tensor([[0.5], [3e38], [1.0], [0.0]])
-    taken = stepping.feed(rows, NO_INPUT, torch.ones(ROWS, dtype=torch.int64))
+    taken = stepping.feed(working(rows), NO_INPUT, torch.ones(ROWS, dtype=torch.int64))
     assert taken.counts.tolist() == [1, 0, 1, 1]
     assert same([column[1:2] for column in taken.rows], [column[1:2] for column in rows])
 
@@ -87,7 +92,7 @@ def one_by_one(model: LoadedModel, steps: int) -> list[Taken]:
     stepping, rows, found = Runner(model.network), start(model), []
     for position in range(steps):
         draws = gather_draws([Draw(one, 5, position) for one in SAMPLING], model.network.output_size)
-        found.append(stepping.generate(rows, NOTHING, draws, torch.ones(ROWS, dtype=torch.int64), logs=True))
+        found.append(stepping.generate(working(rows), NOTHING, draws, torch.ones(ROWS, dtype=torch.int64), logs=True))
         rows = found[-1].rows
     return found
 
@@ -96,7 +101,7 @@ def one_by_one(model: LoadedModel, steps: int) -> list[Taken]:
 def test_several_steps_of_generation_are_the_same_as_one_by_one(tokens_model: LoadedModel, limits: list[int]) -> None:
     singly = one_by_one(tokens_model, 6)
     draws = gather_draws([Draw(one, 5, 0) for one in SAMPLING], tokens_model.network.output_size)
-    taken = Runner(tokens_model.network).generate(start(tokens_model), NOTHING, draws, torch.tensor(limits), logs=True)
+    taken = Runner(tokens_model.network).generate(working(start(tokens_model)), NOTHING, draws, torch.tensor(limits), logs=True)
     assert len(taken.fed) == max(limits)
     assert taken.complete == (min(limits) == max(limits))
     assert taken.complete or (taken.counts.tolist() == limits and not taken.failed.any())
@@ -113,13 +118,13 @@ def test_rows_may_take_an_input_before_they_generate(tokens_model: LoadedModel) 
     def draws(position: int) -> Any:
         return gather_draws([Draw(one, 5, position) for one in SAMPLING], tokens_model.network.output_size)
 
-    together = stepping.generate(rows, given, draws(0), torch.full((ROWS,), 4), end_token=5)
+    together = stepping.generate(working(rows), given, draws(0), torch.full((ROWS,), 4), end_token=5)
     assert together.fed[0][given.rows].tolist() == [2, 5]
-    singly = stepping.generate(rows, given, draws(0), torch.ones(ROWS, dtype=torch.int64), end_token=5)
+    singly = stepping.generate(working(rows), given, draws(0), torch.ones(ROWS, dtype=torch.int64), end_token=5)
     counts = [4] * ROWS if together.complete else together.counts.tolist()
     assert counts[3] > 1, "an end token that was given ends nothing"
     for step in range(1, 4):
-        singly = stepping.generate(singly.rows, NOTHING, draws(step), torch.ones(ROWS, dtype=torch.int64), end_token=5)
+        singly = stepping.generate(working(singly.rows), NOTHING, draws(step), torch.ones(ROWS, dtype=torch.int64), end_token=5)
         for row in range(ROWS):
             if counts[row] > step:
                 assert together.fed[step][row] == singly.fed[0][row]
@@ -132,7 +137,7 @@ def test_no_row_steps_beyond_its_end_token(tokens_model: LoadedModel) -> None:
     expected = [tokens.index(end) + 1 if end in tokens else 12 for tokens in drawn]
     draws = gather_draws([Draw(one, 5, 0) for one in SAMPLING], tokens_model.network.output_size)
     limits = torch.full((ROWS,), 12)
-    taken = Runner(tokens_model.network).generate(start(tokens_model), NOTHING, draws, limits, end_token=end)
+    taken = Runner(tokens_model.network).generate(working(start(tokens_model)), NOTHING, draws, limits, end_token=end)
     assert taken.counts.tolist() == expected
     for row, count in enumerate(expected):
         assert same([column[row] for column in taken.rows], [column[row] for column in singly[count - 1].rows])
@@ -143,8 +148,8 @@ def test_a_closed_loop_that_overflows_stands_before_that_step(steep: LoadedModel
     rows[-1] = torch.tensor([[0.5], [1e30], [1.0], [0.0]])
     alone, limits = [rows], torch.ones(ROWS, dtype=torch.int64)
     for _ in range(8):
-        alone.append(stepping.feed(alone[-1], NO_INPUT, limits).rows)
-    taken = stepping.feed(rows, NO_INPUT, 8 * limits)
+        alone.append(stepping.feed(working(alone[-1]), NO_INPUT, limits).rows)
+    taken = stepping.feed(working(rows), NO_INPUT, 8 * limits)
     assert taken.failed[1]
     for row, count in enumerate(taken.counts.tolist()):
         assert same([column[row] for column in taken.rows], [column[row] for column in alone[count]])
@@ -155,6 +160,6 @@ def test_a_network_without_state_steps_too(tmp_path_factory: pytest.TempPathFact
     stepping = Runner(model.network)
     inputs = torch.randn(3, ROWS, model.manifest.input.size)
     inputs[1, 2] = float("inf")
-    taken = stepping.consume(start(model), inputs, every=True)
+    taken = stepping.consume(working(start(model)), inputs, every=True)
     assert taken.counts.tolist() == [3, 3, 1, 3]
     assert torch.equal(taken.outputs[2, 0], model.network.step(inputs[2], {})[0][0])

@@ -19,6 +19,7 @@ from cellstate_service.engine.core import EngineCore
 from cellstate_service.engine.request import Emit, Form, Generation, Outputs, Request, Sampling
 from cellstate_service.engine.resident import Resident
 from cellstate_service.engine.runner import Runner
+from cellstate_service.engine.state_pool import WorkingSet
 from cellstate_service.models import linear
 from cellstate_service.models.loading import LoadedModel, load_model
 from tests.models_on_disk import write_recurrent
@@ -89,6 +90,10 @@ def some_inputs(model: LoadedModel, steps: int, rows: int, seed: int = 0) -> Ten
     return torch.randint(size, (steps, rows), generator=generator) if tokens else torch.randn(steps, rows, size, generator=generator)
 
 
+def working(rows: list[Tensor]) -> WorkingSet:
+    return WorkingSet(rows, [], [], torch.empty(0, dtype=torch.int64))
+
+
 # -- kernels: rows of a batch, steps of a chunk
 
 
@@ -103,9 +108,9 @@ def test_a_row_has_the_bits_that_it_has_alone(load: Load, kind: Kind, rows: int,
     columns.append(torch.zeros(rows, model.network.output_size))
     inputs = some_inputs(model, 1, rows, seed)
     stepping = Runner(model.network)
-    together = stepping.consume(columns, inputs, every=False).rows
+    together = stepping.consume(working(columns), inputs, every=False).rows
     for row in {0, rows // 2, rows - 1, seed % rows}:
-        alone = stepping.consume([column[row : row + 1] for column in columns], inputs[:, row : row + 1], every=False).rows
+        alone = stepping.consume(working([column[row : row + 1] for column in columns]), inputs[:, row : row + 1], every=False).rows
         for column, (one, all_rows) in enumerate(zip(alone, together, strict=True)):
             assert torch.equal(one[0], all_rows[row]), f"column {column} of row {row}"
 
@@ -120,10 +125,10 @@ def test_a_chunk_has_the_bits_of_its_steps(load: Load, kind: Kind, rows: int, cu
     start = [*model.network.flatten(model.network.initial_state(rows)), torch.zeros(rows, model.network.output_size)]
     one_by_one, in_chunks, at, outputs = start, start, 0, []
     for cut in cuts:
-        taken_at_once = stepping.consume(in_chunks, inputs[at : at + cut], every=True)
+        taken_at_once = stepping.consume(working(in_chunks), inputs[at : at + cut], every=True)
         in_chunks = taken_at_once.rows
         for step in range(cut):
-            single = stepping.consume(one_by_one, inputs[at + step : at + step + 1], every=False)
+            single = stepping.consume(working(one_by_one), inputs[at + step : at + step + 1], every=False)
             one_by_one = single.rows
             outputs.append(torch.equal(single.outputs[0], taken_at_once.outputs[step]))
         at += cut

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cellstate_service.engine.state_pool import StatePool
+from cellstate_service.engine.state_pool import StatePool, gather
 from cellstate_service.errors import Exhausted
 from cellstate_service.models.networks import StateSpec
 
@@ -32,14 +32,14 @@ def test_a_slot_is_read_as_it_was_written_and_paired_by_name() -> None:
     read, output = pool.read(1)
     assert all(np.array_equal(read[name], state[name]) for name in state)
     assert list(output) == [0, 1, 2, 3]
-    (h, _, c, _, last) = pool.rows([2, 1])
+    (h, _, c, _, last) = gather(pool.working_set([2, 1]))
     assert torch.equal(h[1], torch.from_numpy(state["h"][0]))
     assert torch.equal(last[1], torch.arange(4.0))
     assert not c[0].any()
 
 
 def filled(pool: StatePool, slots: list[int], value: float) -> list[torch.Tensor]:
-    return [torch.full_like(column, value) for column in pool.rows(slots)]
+    return [torch.full_like(column, value) for column in gather(pool.working_set(slots))]
 
 
 def value_of(pool: StatePool, slot: int) -> float:
@@ -52,7 +52,7 @@ def test_what_is_read_or_taken_is_a_copy() -> None:
     pool = StatePool(SPECS, 4, 2)
     read, output = pool.read(0)
     read["h"][:] = output[:] = 7
-    for column in (*pool.rows([0]), pool.output(0)):
+    for column in (*gather(pool.working_set([0])), pool.output(0)):
         column.fill_(7)
     assert value_of(pool, 0) == 0
 
@@ -61,19 +61,19 @@ def test_a_working_set_is_the_same_tensors_while_its_members_stay() -> None:
     pool = StatePool(SPECS, 4, 4)
     kept = filled(pool, [3, 1], 5.0)
     pool.keep([3, 1], kept)
-    assert pool.rows([3, 1]) is kept
+    assert pool.working_set([3, 1]).rows is kept
     other = filled(pool, [0, 2], 6.0)
     pool.keep([0, 2], other)
-    assert pool.rows([3, 1]) is kept
-    assert pool.rows([0, 2]) is other
+    assert pool.working_set([3, 1]).rows is kept
+    assert pool.working_set([0, 2]).rows is other
 
 
 @pytest.mark.parametrize("members", [[1, 3], [3], [0, 1, 2, 3], [1, 2]], ids=str)
 def test_other_members_see_what_the_last_step_gave(members: list[int]) -> None:
     pool = StatePool(SPECS, 4, 4)
     pool.keep([3, 1], filled(pool, [3, 1], 5.0))
-    for column in pool.rows(members):
-        assert [float(row[0]) for row in column] == [5.0 if slot in {1, 3} else 0.0 for slot in members]
+    for column in gather(pool.working_set(members)):
+        assert [float(row[0]) for row in column[: len(members)]] == [5.0 if slot in {1, 3} else 0.0 for slot in members]
 
 
 @given(
@@ -85,8 +85,8 @@ def test_every_slot_holds_what_was_last_put_there(commands: list[tuple[str, list
     for number, (command, order, size) in enumerate(commands, 1):
         slots = order[:size]
         if command == "step":
-            rows = pool.rows(slots)
-            assert [float(value) for value in rows[0][:, 0]] == [expected[slot] for slot in slots]
+            rows = gather(pool.working_set(slots))
+            assert [float(value) for value in rows[0][: len(slots), 0]] == [expected[slot] for slot in slots]
             pool.keep(slots, [torch.full_like(column, number) for column in rows])
             expected |= dict.fromkeys(slots, float(number))
         elif command == "write":
