@@ -5,6 +5,7 @@ import contextlib
 import gc
 import os
 import signal
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -34,6 +35,8 @@ from cellstate_service.settings import Settings
 
 SWEEP_S = 1.0
 LAG_EVERY_S = 0.05
+SWITCH_S = 0.0005
+"""After this long an engine that comes back from a step gets the interpreter's lock from the event loop; Python's own default is ten times that."""
 KERNELS_KEPT = 1 << 16
 """Kernels that oneDNN keeps: one for each size of batch and each shape of product. Its own default, 1024, is less than one large model has."""
 _log = structlog.get_logger(__name__)
@@ -128,6 +131,7 @@ async def run(settings: Settings, ready: Callable[[App], None] = lambda app: Non
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    sys.setswitchinterval(SWITCH_S)
     app = await start(settings)
     _set_garbage_aside()
     ready(app)
