@@ -317,7 +317,7 @@ class EngineCore:
     def _observe(self, steps: Steps, recorded: Recorded, run_s: float) -> None:
         """Count what one call of the runner did."""
         metrics = self._metrics
-        metrics.step_seconds.observe(run_s)
+        metrics.step_seconds.observe(run_s / steps.asked)
         metrics.batch_rows.observe(len(steps.requests))
         metrics.generated_steps_total.inc(recorded.generated)
         metrics.consumed_steps_total.inc(recorded.consumed)

@@ -23,6 +23,9 @@ SERVICES = (
 )
 
 
+PENDING_CALLS = 10_000
+
+
 @dataclass(frozen=True, slots=True)
 class Servicers:
     """What answers the calls of each service."""
@@ -45,6 +48,9 @@ def server_options(settings: Settings) -> list[tuple[str, int]]:
         ("grpc.http2.min_ping_interval_without_data_ms", int(keepalive.min_client_ping_s * 1000)),
         ("grpc.http2.max_ping_strikes", 2),
         ("grpc.so_reuseport", 0),
+        # gRPC's own bounds on calls that nobody looked at yet drop them without a word; ours, which come next, tell why.
+        ("grpc.server.max_pending_requests", PENDING_CALLS),
+        ("grpc.server.max_pending_requests_hard_limit", 2 * PENDING_CALLS),
         ("grpc.enable_channelz", 0),  # it counts every message for a service that is not offered
     ]
 
