@@ -77,21 +77,25 @@ class EngineCore:
             self._fail(resident, DeadlinePassed("the next step would come after the deadline: allow more time, or ask for fewer steps"))
         if not residents:
             return
-        plan = plan_steps([_chunk_left(resident) for resident in residents])
-        for rows, steps in ((plan.single, 1), (plan.chunked, plan.steps)):
-            if rows:
-                self._run([residents[row] for row in rows], steps)
+        left = [_chunk_left(resident) for resident in residents]
+        ahead = self._ahead([resident for resident, steps in zip(residents, left, strict=True) if steps <= 1])
+        plan = plan_steps(left, ahead)
+        if plan.single:
+            singly = [residents[row] for row in plan.single]
+            self._run(singly, ahead=self._ahead(singly))
+        if plan.chunked:
+            self._run([residents[row] for row in plan.chunked], steps=plan.steps)
         self.load.ran(self._clock.monotonic() - began_s, ready, self._max_batch_rows)
 
     def _ahead(self, residents: list[Resident]) -> int:
         """Return how many steps of generation to take at once."""
         return self._pace.steps(len(residents)) if all(resident.requests[0].runs_ahead for resident in residents) else 1
 
-    def _run(self, residents: list[Resident], steps: int) -> None:
-        """Take as many steps of each session in one call."""
+    def _run(self, residents: list[Resident], *, steps: int = 1, ahead: int = 1) -> None:
+        """Take steps of each session in one call: a piece of its input, or one step and perhaps more of generation."""
         began_s, used_s = self._clock.monotonic(), self._clock.thread_time()
         try:
-            taken = self._batch.step(residents, self._ahead(residents)) if steps == 1 else self._batch.consume(residents, steps)
+            taken = self._batch.step(residents, ahead) if steps == 1 else self._batch.consume(residents, steps)
         except Exception:
             _log.exception("a batch failed", model=self._model.name, rows=len(residents))
             self._metrics.step_failures_total.inc(len(residents))
@@ -263,7 +267,7 @@ class EngineCore:
     def _write(self, resident: Resident, slot: int, state: ResidentState) -> None:
         self._pool.write(slot, state.tensors, state.last_output)
         resident.position, resident.seed, resident.has_output = state.position, state.seed, state.last_output is not None
-        resident.tail_tokens = list(state.tail_tokens)
+        resident.tail_tokens = list(state.tail_tokens) or None
         resident.tail_text = state.tail_text
         if resident.decoder is not None:
             resident.decoder.restore(list(state.text_context), list(state.text_pending))
@@ -279,7 +283,7 @@ class EngineCore:
             seed=resident.seed,
             tensors=tensors,
             last_output=output if resident.has_output else None,
-            tail_tokens=tuple(resident.tail_tokens[-TAIL_TOKENS:]),
+            tail_tokens=tuple(resident.tail_tokens or ())[-TAIL_TOKENS:],
             tail_text=resident.tail_text,
             text_context=tuple(context),
             text_pending=tuple(pending),
@@ -295,8 +299,7 @@ class EngineCore:
         if resident.slot is not None:
             self._pool.clear(resident.slot)
         resident.position, resident.seed, resident.has_output = 0, seed, False
-        resident.tail_tokens.clear()
-        resident.tail_text = ""
+        resident.tail_tokens, resident.tail_text = None, ""
         if resident.decoder is not None:
             resident.decoder.reset()
 

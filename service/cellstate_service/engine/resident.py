@@ -25,7 +25,7 @@ class Resident:
         position: Steps taken.
         has_output: Whether the slot holds the output of a step (or of a snapshot).
         decoder: Incremental detokenizer of generated tokens, where the model has a tokenizer.
-        tail_tokens: The last generated tokens (at least TAIL_TOKENS of them), for stop sequences that span two requests.
+        tail_tokens: The last generated tokens (at least TAIL_TOKENS of them), for stop sequences that span two requests; None where there are none.
         tail_text: The same as text.
         requests: Requests in the order they came; the first is running.
         closed: Its slot was given back.
@@ -36,7 +36,7 @@ class Resident:
     slot: int | None = None
     position: int = 0
     has_output: bool = False
-    tail_tokens: list[int] = field(default_factory=list)
+    tail_tokens: list[int] | None = None
     tail_text: str = ""
     requests: list[Request] = field(default_factory=list)
     closed: bool = False
@@ -52,15 +52,16 @@ class Resident:
         """Record that steps of input (`tokens`, of token models) were consumed: generation after them starts a new text."""
         self.position += steps
         self.has_output = True
-        if self.tail_tokens:
-            self.tail_tokens.clear()
-            self.tail_text = ""
+        if self.tail_tokens is not None:
+            self.tail_tokens, self.tail_text = None, ""
         if self.decoder is not None:
             self.decoder.context(tokens)
 
     def generated(self, tokens: Sequence[int]) -> str:
         """Record that tokens were generated, and return the text that became complete."""
         self.position += len(tokens)
+        if self.tail_tokens is None:
+            self.tail_tokens = []
         self.tail_tokens.extend(tokens)
         if len(self.tail_tokens) > 2 * TAIL_TOKENS:
             del self.tail_tokens[:-TAIL_TOKENS]
@@ -72,7 +73,7 @@ class Resident:
     def stop_sequence(self, generation: Generation, text: str) -> str | tuple[int, ...] | None:
         """Return the stop sequence that the last generated step, which completed `text`, completes."""
         for tokens in generation.stop_tokens:
-            if tuple(self.tail_tokens[-len(tokens) :]) == tokens:
+            if self.tail_tokens is not None and tuple(self.tail_tokens[-len(tokens) :]) == tokens:
                 return tokens
         for stop in generation.stop_texts:
             if text and stop in self.tail_text[-(len(text) + len(stop) - 1) :]:

@@ -71,20 +71,21 @@ class StepPlan:
     steps: int
 
 
-def plan_steps(left: Sequence[int]) -> StepPlan:
+def plan_steps(left: Sequence[int], ahead: int = 1) -> StepPlan:
     """Divide the sessions of one iteration into those that take one step and those that take a piece of a long input.
 
-    A piece costs those who wait for it no more than one of their own steps, so that a long input at most doubles the time between two steps of others. Where a
-    piece would come down to one step, all step together.
+    A piece costs those who wait for it no more than what they take at once, so that a long input at most doubles the time between two messages of others. Where
+    a piece would come down to one step, all step together.
 
     Args:
         left: Steps of input that each session could take at once; below 2 where it has none or one, or generates.
+        ahead: Steps that the others take at once.
     """
     chunked = [index for index, steps in enumerate(left) if steps > 1]
     single = [index for index, steps in enumerate(left) if steps <= 1]
     if not chunked:
         return StepPlan(single, [], 1)
-    most = (len(single) + FEW_ROWS) // (len(chunked) + FEW_ROWS) if single else CHUNK_ROW_STEPS // len(chunked)
+    most = ahead * (len(single) + FEW_ROWS) // (len(chunked) + FEW_ROWS) if single else CHUNK_ROW_STEPS // len(chunked)
     steps = min(most, CHUNK_STEPS, *(left[index] for index in chunked))
     steps = 1 << steps.bit_length() - 1 if steps > 1 else 1  # a power of two: see `size_of_batch`
     return StepPlan(single, chunked, steps) if steps > 1 else StepPlan(list(range(len(left))), [], 1)

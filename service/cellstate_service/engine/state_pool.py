@@ -67,8 +67,8 @@ class StatePool:
     def __init__(self, specs: tuple[StateSpec, ...], output_size: int, slots: int) -> None:
         self.specs = specs
         self.slots = slots
-        self._state = {spec.name: torch.zeros(spec.layers, slots, spec.width) for spec in specs}
-        self._outputs = torch.zeros(slots, output_size)
+        self._state = {spec.name: _zero_pages(spec.layers, slots, spec.width) for spec in specs}
+        self._outputs = _zero_pages(slots, output_size)
         self._free = list(range(slots - 1, -1, -1))
         self._columns = [tensor[layer] for tensor in self._state.values() for layer in range(len(tensor))] + [self._outputs]
         self._sets: dict[tuple[int, ...], list[Tensor]] = {}
@@ -168,6 +168,11 @@ class StatePool:
         for slots in sets:
             del self._sets[slots]
             self._at_work.difference_update(slots)
+
+
+def _zero_pages(*shape: int) -> Tensor:
+    """Return zeros float32 in pages that the system gives out when they are first touched; `torch.zeros` touches all of them at once."""
+    return torch.from_numpy(np.zeros(shape, dtype=np.float32))
 
 
 def _index(slots: tuple[int, ...]) -> Tensor:

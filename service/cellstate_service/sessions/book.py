@@ -1,8 +1,9 @@
 """The book of sessions: who has which, within which limits, and until when. Loop only; nothing in here awaits."""
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from cellstate_service.clock import Clock
 from cellstate_service.engine.engine import Engine
@@ -12,6 +13,9 @@ from cellstate_service.sessions.call import CallBounds
 from cellstate_service.sessions.expiries import Expiries
 from cellstate_service.sessions.session import Durability, Expiration, Session, SessionSpec
 from cellstate_service.sessions.tombstones import Tombstone, Tombstones, gone
+
+NO_LABELS: Mapping[str, str] = MappingProxyType({})
+"""Shared by all sessions that have none: most do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +106,7 @@ class SessionBook:
             engine=engine,
             resident=engine.new_resident(seed),
             durability=Durability.MEMORY,
-            labels=dict(spec.labels),
+            labels=dict(spec.labels) if spec.labels else NO_LABELS,
             created_s=now_s,
             used_s=now_s,
             expires_s=expires_s,

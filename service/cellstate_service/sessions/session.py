@@ -96,7 +96,7 @@ class Session:
     engine: Engine
     resident: Resident
     durability: Durability
-    labels: dict[str, str]
+    labels: Mapping[str, str]
     created_s: float
     used_s: float
     expires_s: float

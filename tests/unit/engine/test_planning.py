@@ -9,15 +9,15 @@ from cellstate_service.engine.scheduler import CHUNK_ROW_STEPS, CHUNK_STEPS, FEW
 from cellstate_service.engine.state_pool import size_of_batch
 
 
-@given(st.lists(st.integers(0, 100_000), min_size=1, max_size=300))
-def test_every_session_steps_and_a_piece_costs_no_more_than_a_step_of_those_who_wait(left: list[int]) -> None:
-    plan = plan_steps(left)
+@given(st.lists(st.integers(0, 100_000), min_size=1, max_size=300), st.integers(1, MAX_AHEAD))
+def test_every_session_steps_and_a_piece_costs_no_more_than_what_those_who_wait_take(left: list[int], ahead: int) -> None:
+    plan = plan_steps(left, ahead)
     assert sorted([*plan.single, *plan.chunked]) == list(range(len(left)))
     assert all(left[index] >= plan.steps > 1 for index in plan.chunked)
     assert plan.steps <= CHUNK_STEPS
     assert plan.steps & (plan.steps - 1) == 0, "no power of two"
     if plan.chunked and plan.single:
-        assert plan.steps * (len(plan.chunked) + FEW_ROWS) <= len(plan.single) + FEW_ROWS
+        assert plan.steps * (len(plan.chunked) + FEW_ROWS) <= ahead * (len(plan.single) + FEW_ROWS)
     elif plan.chunked:
         assert plan.steps * len(plan.chunked) <= CHUNK_ROW_STEPS
 

@@ -53,7 +53,7 @@ def test_the_longest_stop_tokens_are_kept_and_no_more() -> None:
     resident = Resident(seed=0)
     stop = tuple(range(TAIL_TOKENS))
     assert first_stop(resident, [7, 7, *stop], Generation(999, stop_tokens=(stop,))) == (TAIL_TOKENS + 2, stop)
-    assert TAIL_TOKENS <= len(resident.tail_tokens) <= 2 * TAIL_TOKENS
+    assert TAIL_TOKENS <= len(resident.tail_tokens or ()) <= 2 * TAIL_TOKENS
 
 
 def test_an_input_starts_a_new_text() -> None:
@@ -84,4 +84,4 @@ def test_steps_without_a_tokenizer_have_no_text() -> None:
     resident = Resident(seed=0)
     assert resident.generated([1, 2]) == ""
     assert resident.position == 2
-    assert list(resident.tail_tokens) == [1, 2]
+    assert resident.tail_tokens == [1, 2]
