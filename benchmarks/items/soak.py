@@ -16,7 +16,7 @@ def measure(run: Run) -> None:
     """Measure what the machine answers, then make twice as many calls."""
     options = run.options
     model = options.models[0]
-    server = Cellstate((*options.settings, "limits.max_wait_s=0.25"))
+    server = Cellstate(options.settings)
     with server.running(), run.item("soak", 2):
         run.now("what the machine can do")
         able = call(make_job("soak", server, model, CALLERS, (0.0, CAPACITY_S), steps=STEPS, calls_per_s=0, patience_s=120))["calls_per_s"]

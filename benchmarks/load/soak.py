@@ -112,7 +112,8 @@ async def _one(stub: Any, job: Job, tally: Tally, kind: str) -> None:
 
 def _count(tally: Tally, error: grpc.aio.AioRpcError) -> None:
     if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
-        tally.other[error.code().name] = tally.other.get(error.code().name, 0) + 1
+        what = f"{error.code().name}: {error.details()}"
+        tally.other[what] = tally.other.get(what, 0) + 1
         return
     tally.refused += 1
     status = rpc_status.from_call(error)

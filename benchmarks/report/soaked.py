@@ -26,9 +26,7 @@ def soaked(results: Results, options: Options, pictures: Pictures) -> str | None
     return f"""## 8. A soak
 
 For {of["seconds"]:.0f} s {soak.OVERLOAD:.0f} times as many calls as {soak.CALLERS} callers that wait for their answers can make; each generates
-{soak.STEPS} steps or takes a tenth as many in a closed loop. Five of a hundred read slowly, five vanish, five send garbage. New calls are refused
-while steps wait longer
-than 0.25 s.
+{soak.STEPS} steps or takes a tenth as many in a closed loop. Five of a hundred read slowly, five vanish, five send garbage.
 
 {table(["", ""], rows)}
 """

@@ -110,7 +110,7 @@ class LimitsSettings(Group):
     max_channels: Count = Field(default=1024, description="Channels of one ManyToMany stream; each counts as a call in engine.max_calls too.")
     max_concurrent_streams: Count = Field(default=1024, description="Calls at once on one connection.")
     max_wait_s: Seconds = Field(
-        default=1.0,
+        default=0.1,
         description="New calls are refused, to be tried again later, while steps wait longer than this for their turn or for the event loop, in seconds.",
     )
     queued_steps: Count = Field(

@@ -26,6 +26,11 @@ class EngineLoad:
         """The shortest of the last iterations: no step is answered sooner than that. 0 where nothing is known."""
         return min(self._recent, default=0.0)
 
+    @property
+    def wait_s(self) -> float:
+        """What of the interval is waiting: for others' rows, and for turns."""
+        return max(0.0, self.interval_s - self.least_s)
+
     def ran(self, iteration_s: float, ready: int, max_rows: int) -> None:
         """Take in one iteration: how long it took, how many sessions were ready, and how many of them it could take."""
         turns = -(-ready // max_rows)

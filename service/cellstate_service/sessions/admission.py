@@ -33,7 +33,7 @@ class Admission:
         """
         if self._calls >= self._max_calls:
             raise Exhausted(f"{self._calls} calls are running, the server's limit: try again", Reason.OVERLOADED, retry_after_s=1.0)
-        wait_s = max(engine.load.interval_s, self._lag_s)
+        wait_s = max(engine.load.wait_s, self._lag_s)
         if wait_s > self._max_wait_s:
             text = f"a step waits {wait_s:.2f} s at present, above the {self._max_wait_s:g} s at which new calls are taken: try again later, or elsewhere"
             raise Exhausted(text, Reason.OVERLOADED, retry_after_s=max(1.0, 2 * wait_s))

@@ -36,7 +36,7 @@ class SessionConfig:
     max_sessions: int = 4096
     max_sessions_per_owner: int | None = None
     max_calls: int = 1024
-    max_wait_s: float = 1.0
+    max_wait_s: float = 0.1
     idle_ttl_s: float = 3600.0
     max_ttl_s: float = 7 * 86400.0
     tombstones: int = 10_000

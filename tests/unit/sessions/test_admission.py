@@ -38,8 +38,8 @@ def test_a_slow_engine_takes_no_new_calls_until_it_is_quick_again_and_others_do(
     for _ in range(50):
         slow.load.ran(0.3, ready=10, max_rows=4)
     error = refusal(admission, slow)
-    assert "a step waits 0.90 s" in error.message
-    assert error.retry_after_s == pytest.approx(1.8, rel=0.01)
+    assert "a step waits 0.60 s" in error.message, "three turns, of which one is its own"
+    assert error.retry_after_s == pytest.approx(1.2, rel=0.01)
     admission.enter(quick)  # type: ignore[arg-type]
     slow.load.idle()
     admission.enter(slow)  # type: ignore[arg-type]
