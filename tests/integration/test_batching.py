@@ -176,14 +176,18 @@ async def run_together(server: Served, monkeypatch: pytest.MonkeyPatch) -> list[
 
 async def test_64_mixed_sessions_together_give_the_bytes_of_each_alone(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     before = [await mean_rows(server, model) for model in MODELS]
+    began = [await steps_taken(server, model) for model in MODELS]
     together = await run_together(server, monkeypatch)
     shared = [await mean_rows(server, model, start) for model, start in zip(MODELS, before, strict=True)]
+    between = [await steps_taken(server, model) for model in MODELS]
     for number in range(SESSIONS):
         assert await Job(server, number).run(f"alone-{number}") == together[number], f"session {number} on {Job(server, number).model}"
     alone = [await mean_rows(server, model, start) for model, start in zip(MODELS, before, strict=True)]
     for model, (rows, batches), (all_rows, all_batches) in zip(MODELS, shared, alone, strict=True):
         assert rows / batches > 2, f"{model}: sessions did not share batches"
         assert all_rows - rows == all_batches - batches, f"{model}: the second run was not one by one"
+    ended = [await steps_taken(server, model) for model in MODELS]
+    assert [half - start for start, half in zip(began, between, strict=True)] == [end - half for half, end in zip(between, ended, strict=True)]
 
 
 async def test_one_run_of_many_programs_shares_batches(server: Served) -> None:

@@ -29,18 +29,20 @@ class _Members:
 
     Attributes:
         requests: Their requests.
+        positions: Where their sessions stand, for as long as only this batch moves them.
         draws: What the rows draw with (token models).
         logs: Some of them want log-probabilities.
         once: A limit of one step for each row, int64 [B].
     """
 
     requests: list[Request]
+    positions: list[int]
     draws: Draws | None
     logs: bool
     once: Tensor
 
 
-NOBODY = _Members([], None, logs=False, once=torch.empty(0, dtype=torch.int64))
+NOBODY = _Members([], [], None, logs=False, once=torch.empty(0, dtype=torch.int64))
 
 
 class Batch:
@@ -75,9 +77,8 @@ class Batch:
         if taken.logs:
             steps.logs.extend(torch.stack(taken.logs, 1).tolist())
         self._pool.keep(slots, taken.rows)  # what may fail lies before it, so that state and positions move together
-        if not taken.complete:
-            self._members = NOBODY
-        elif members.draws is not None:
+        members.positions[:] = [position + len(taken.fed) for position in members.positions]
+        if members.draws is not None:
             members.draws.positions.add_(len(taken.fed))
         return steps
 
@@ -118,15 +119,15 @@ class Batch:
         return self._draw(request, resident, output, resident.position) if request.form.draws else values
 
     def _members_of(self, residents: Sequence[Resident], requests: list[Request]) -> _Members:
-        known = self._members
-        if known.requests == requests:
+        known, positions = self._members, [resident.position for resident in residents]
+        if known.requests == requests and known.positions == positions:
             return known
         draws = None
         if self._takes_tokens:
             chosen = [_draw(request, resident, resident.position, generated=True) for request, resident in zip(requests, residents, strict=True)]
             draws = gather_draws(chosen, self._model.network.output_size)
         logs = any(request.log_probabilities for request in requests)
-        self._members = _Members(requests, draws, logs=logs, once=torch.ones(len(requests), dtype=torch.int64))
+        self._members = _Members(requests, positions, draws, logs=logs, once=torch.ones(len(requests), dtype=torch.int64))
         return self._members
 
     def _given(self, requests: list[Request], consuming: list[int]) -> Given:

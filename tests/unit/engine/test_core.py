@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from cellstate_service.engine.core import EngineCore
-from cellstate_service.engine.request import Emit, Finish, Finished, Form, Generation, Outputs, Request, StopTaken
+from cellstate_service.engine.outbox import Outbox
+from cellstate_service.engine.request import Emit, Finish, Finished, Form, Generation, Outputs, Request, Sampling, StopTaken
 from cellstate_service.errors import Aborted, DeadlinePassed, Exhausted, InvalidInput, NotFound, Precondition, Reason, StepFailed, Unavailable
 from cellstate_service.models.loading import LoadedModel
 from tests.unit.engine.asking import consume, failure, generating, outbox, positions, resident_of, run, taken, values
@@ -358,3 +359,26 @@ def test_a_reset_session_is_a_new_one(core: EngineCore, tokens_model: LoadedMode
         core.reset(resident, 5)
         assert resident.position == 0
     assert found[0] == found[1]
+
+
+def test_what_a_session_draws_does_not_depend_on_steps_taken_without_its_batch(tokens_model: LoadedModel, clock: FakeClock) -> None:
+    """The same two requests step together, then one alone takes a long piece of its input while the other's reader is behind, then both together again."""
+    sampling = Sampling(1.5)
+    tokens = [number % 7 for number in range(40)]
+
+    def asked(box: Outbox) -> Request:
+        return Request(box, inputs=np.array(tokens), form=Form.TOKENS, generation=Generation(12), sampling=sampling)
+
+    lone, own = new_core(tokens_model, clock), outbox()
+    lone.accept(resident_of(tokens_model, 5), asked(own))
+    run(lone)
+    core, box, other = new_core(tokens_model, clock), outbox(), outbox(window=2)
+    long, slow = resident_of(tokens_model, 5), resident_of(tokens_model, 6)
+    core.accept(long, asked(box))
+    core.accept(slow, generating(other, 60, sampling=sampling))
+    for _ in range(100):
+        core.step()
+        if other.paused and long.position > 30:
+            other.taken = other.sent
+            core.make_ready(slow)
+    assert values(taken(core, box)) == values(taken(lone, own))
