@@ -184,8 +184,14 @@ def _session_config(settings: Settings) -> SessionConfig:
 def _engine_config(settings: Settings) -> EngineConfig:
     slots = settings.sessions.max_sessions + settings.engine.max_calls
     given = settings.engine
-    steps = StepLimits(given.max_batch_rows, given.max_ahead_s)
+    steps = StepLimits(given.max_batch_rows, given.max_ahead_s, given.threads or _default_threads())
     return EngineConfig(steps, slots, given.torch_threads, given.max_batch_rows if given.warm_rows is None else given.warm_rows)
+
+
+def _default_threads() -> int:
+    """Return half of the processors that this process may use, but both of two: with more, the event loop and the callers beside it need some."""
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return processors if processors <= 2 else processors // 2
 
 
 def _input_limits(settings: Settings) -> InputLimits:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import structlog
+import torch
+import uvloop
 
 from cellstate_service.app import App, run
 from cellstate_service.observability.logging import configure_logging
@@ -13,6 +15,8 @@ from cellstate_service.settings import SettingsError, load_settings
 
 #: Exit code of a server that was not set up right, as of a command that was not typed right.
 EXIT_USAGE = 2
+#: Threads that compute parts of batches, of all models together.
+PART_THREADS = 32
 
 
 def serve(config: Path | None, flags: Mapping[str, object], assignments: Sequence[str] = ()) -> int:
@@ -34,7 +38,9 @@ def serve(config: Path | None, flags: Mapping[str, object], assignments: Sequenc
         return EXIT_USAGE
     configure_logging(settings.logging.level, json=settings.log_json)
     try:
-        return asyncio.run(run(settings, _tell_ready))
+        torch.set_num_interop_threads(PART_THREADS)  # asleep while no batch is divided; it can be said once in a process
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(run(settings, _tell_ready))
     except (OSError, RuntimeError, ValueError) as error:
         structlog.get_logger(__name__).debug("the server could not run", exc_info=True)
         _tell(str(error))

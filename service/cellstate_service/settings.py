@@ -68,6 +68,11 @@ class EngineSettings(Group):
         le=1024,
         description="Threads of one torch operation. Part of the numerics id: values of servers that differ here may differ in their last bits.",
     )
+    threads: Annotated[int, Field(ge=1, le=32)] | None = Field(
+        default=None,
+        description="Threads that the rows of a large batch are divided among, as many of them as make a power of two. Values do not depend on it. "
+        "None: half of the processors, but both of two.",
+    )
     dtype: Literal["float32", "bfloat16"] | None = Field(
         default=None, description="What every model's matrix products are computed in. None: what its manifest says. Part of the numerics id."
     )

@@ -84,7 +84,7 @@ def test_output_of_another_size_ends_the_measurement(serve, command):
 
 
 def _refusing(requests, context):
-    """Fail a call of any kind once its first message is there: one that fails before may reach the caller without its reason, see grpc's `ExecuteBatchError`."""
+    """Fail a call of any kind once its first message is there: of one that fails before, grpc may tell an error of its own instead of the reason."""
     next(requests)
     context.abort(grpc.StatusCode.FAILED_PRECONDITION, "refused here")
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from cellstate_service.engine.recording import Drawn, Steps
 from cellstate_service.engine.request import Inputs, Request, Sampling
 from cellstate_service.engine.resident import Resident
-from cellstate_service.engine.runner import Given, Runner, Taken
+from cellstate_service.engine.runner import Asked, Runner, Taken
 from cellstate_service.engine.sampler import Draw, Draws, gather_draws
 from cellstate_service.engine.state_pool import StatePool, size_of_batch
 from cellstate_service.models.loading import LoadedModel
@@ -55,24 +55,23 @@ class Batch:
         self._takes_tokens = model.manifest.input.kind == "tokens"
         self._members = NOBODY
 
-    def step(self, residents: Sequence[Resident], ahead: int = 1) -> Steps:
+    def step(self, residents: Sequence[Resident], ahead: int = 1, parts: int = 1) -> Steps:
         """Take one step of each session: of its input where it consumes, of generation otherwise. Moves their states, nothing else.
 
-        Or up to `ahead` steps of each, where each generates after this one at the latest: no more than it has left, and none beyond its end token.
+        Or up to `ahead` steps of each, where each generates after this one at the latest: no more than it has left, and none beyond its end token. `parts` of
+        the batch are computed at once.
         """
         if all(resident.requests[0].consuming and resident.requests[0].generation is None for resident in residents):
-            return self.consume(residents, 1)
+            return self.consume(residents, 1, parts)
         real, residents = len(residents), _filled(residents)
         requests = [resident.requests[0] for resident in residents]
         consuming = [row for row, request in enumerate(requests) if request.consuming]
         members = self._members_of(residents, requests)
         slots = [resident.taken_slot for resident in residents[:real]]
-        working, given = self._pool.working_set(slots), self._given(requests, consuming)
+        working, (given, rows) = self._pool.working_set(slots), self._given(requests, consuming)
         limits = members.once if ahead == 1 else torch.tensor([min(ahead, request.steps_left) for request in requests])
-        if members.draws is None:
-            taken = self._runner.feed(working, given, limits)
-        else:
-            taken = self._runner.generate(working, given, members.draws, limits, logs=members.logs, end_token=self._model.manifest.end_token)
+        asked = Asked(limits, given, rows, members.draws, members.logs, self._model.manifest.end_token)
+        taken = self._runner.generate(working, asked, parts=parts)
         steps = self._steps(residents[:real], requests[:real], taken, torch.stack(taken.fed).numpy())
         if taken.logs:
             steps.logs.extend(torch.stack(taken.logs, 1).tolist())
@@ -82,13 +81,13 @@ class Batch:
             members.draws.positions.add_(len(taken.fed))
         return steps
 
-    def consume(self, residents: Sequence[Resident], count: int) -> Steps:
+    def consume(self, residents: Sequence[Resident], count: int, parts: int = 1) -> Steps:
         """Take `count` steps of input of each session as one chunk; all have as many to take. Moves their states, nothing else."""
         requests = [resident.requests[0] for resident in residents]
         slots = [resident.taken_slot for resident in residents]
         inputs: Inputs = np.stack([resident.requests[0].taking(count) for resident in _filled(residents)], axis=1)  # type: ignore[assignment]
         every = count > 1 and any(request.answered(1, count) for request in requests)
-        taken = self._runner.consume(self._pool.working_set(slots), torch.from_numpy(inputs), every=every)
+        taken = self._runner.consume(self._pool.working_set(slots), torch.from_numpy(inputs), every=every, parts=parts)
         steps = self._steps(residents, requests, taken, inputs)
         self._pool.keep(slots, taken.rows)
         return steps
@@ -101,16 +100,18 @@ class Batch:
             if given_up():
                 return
             self._runner.consume(self._pool.empty_set(count), one.expand(1, count, *shape[1:]).contiguous(), every=False)
-        rows, limits = self._pool.empty_set(1), torch.full((1,), 2)
-        nothing = Given(one[0][:0], torch.empty(0, dtype=torch.int64))
-        draws = [Draw(sampling, 0, 0) for sampling in (Sampling(0.0), Sampling(1.0), Sampling(1.0, top_k=2))]
-        for _ in range(WARMING_ROUNDS):
-            self._runner.consume(rows, one.expand(2, 1, *shape[1:]).contiguous(), every=True)
-            if self._takes_tokens and self._model.generates:
-                for one_draw in draws:
-                    self._runner.generate(rows, nothing, gather_draws([one_draw], self._model.network.output_size), limits, logs=True, end_token=0)
-            elif self._model.generates:
-                self._runner.feed(rows, nothing, limits)
+        nothing, nobody = one[0][:0], torch.empty(0, dtype=torch.int64)
+        samplings = [Sampling(0.0), Sampling(1.0), Sampling(1.0, top_k=2)]
+        for parts in (1, 2):
+            rows, limits = self._pool.empty_set(parts), torch.full((parts,), 2)
+            asked = [Asked(limits, nothing, nobody)] if self._model.generates else []
+            if self._takes_tokens and asked:
+                draws = [gather_draws([Draw(sampling, 0, 0)] * parts, self._model.network.output_size) for sampling in samplings]
+                asked = [Asked(limits, nothing, nobody, each, logs=True, end_token=0) for each in draws]
+            for _ in range(WARMING_ROUNDS):
+                self._runner.consume(rows, one.expand(2, parts, *shape[1:]).contiguous(), every=True, parts=parts)
+                for each_asked in asked:
+                    self._runner.generate(rows, each_asked, parts=parts)
 
     def last_output(self, resident: Resident, request: Request) -> NDArray[np.float32] | list[Drawn]:
         """Return the output [1, width] of the session's last step, or what is drawn from it, which takes no step."""
@@ -130,13 +131,13 @@ class Batch:
         self._members = _Members(requests, positions, draws, logs=logs, once=torch.ones(len(requests), dtype=torch.int64))
         return self._members
 
-    def _given(self, requests: list[Request], consuming: list[int]) -> Given:
-        """Return the next input of each row that consumes."""
+    def _given(self, requests: list[Request], consuming: list[int]) -> tuple[Tensor, Tensor]:
+        """Return the next input of each row that consumes, and which rows they are."""
         shape = (len(consuming),) if self._takes_tokens else (len(consuming), self._model.manifest.input.size)
         given = np.empty(shape, dtype=np.int64 if self._takes_tokens else np.float32)
         for index, row in enumerate(consuming):
             given[index] = requests[row].taking(1)[0]
-        return Given(torch.from_numpy(given), torch.tensor(consuming, dtype=torch.int64))
+        return torch.from_numpy(given), torch.tensor(consuming, dtype=torch.int64)
 
     def _steps(self, residents: Sequence[Resident], requests: list[Request], taken: Taken, fed: Inputs) -> Steps:
         """Return what was taken as plain data, tokens drawn from those outputs of inputs that are answered as tokens."""

@@ -29,10 +29,12 @@ class StepLimits:
     Attributes:
         max_batch_rows: Rows of one step at most.
         max_ahead_s: For how long outputs of generation are held back at most, to be told together.
+        threads: Threads that the rows of a batch are divided among at most.
     """
 
     max_batch_rows: int = 256
     max_ahead_s: float = 0.04
+    threads: int = 1
 
 
 class EngineCore:
@@ -52,7 +54,7 @@ class EngineCore:
         self._clock = clock
         self._batch = Batch(model, pool)
         self._recorder = Recorder(model)
-        self._pace = Pace(limits.max_ahead_s)
+        self._pace = Pace(limits.max_ahead_s, limits.threads)
         self._scheduler: Scheduler[Resident] = Scheduler(limits.max_batch_rows)
         self._max_batch_rows = limits.max_batch_rows
         self._working: dict[Resident, None] = {}
@@ -94,8 +96,9 @@ class EngineCore:
     def _run(self, residents: list[Resident], *, steps: int = 1, ahead: int = 1) -> None:
         """Take steps of each session in one call: a piece of its input, or one step and perhaps more of generation."""
         began_s, used_s = self._clock.monotonic(), self._clock.thread_time()
+        parts = self._pace.parts(len(residents), max(steps, ahead))
         try:
-            taken = self._batch.step(residents, ahead) if steps == 1 else self._batch.consume(residents, steps)
+            taken = self._batch.step(residents, ahead, parts) if steps == 1 else self._batch.consume(residents, steps, parts)
         except Exception:
             _log.exception("a batch failed", model=self._model.name, rows=len(residents))
             self._metrics.step_failures_total.inc(len(residents))
@@ -104,7 +107,7 @@ class EngineCore:
             return
         ended_s = self._clock.monotonic()
         if steps == 1:
-            self._pace.took(self._clock.thread_time() - used_s, taken.asked)
+            self._pace.took(self._clock.thread_time() - used_s, len(residents), taken.asked, parts)
         recorded = self._recorder.record(residents, taken, began_s, ended_s)
         self.events += recorded.events
         self._observe(taken, recorded, ended_s - began_s)

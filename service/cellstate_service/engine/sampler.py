@@ -63,6 +63,25 @@ def gather_draws(draws: Sequence[Draw], vocabulary: int) -> Draws:
     )
 
 
+def part_of_draws(draws: Draws, low: int, high: int) -> Draws:
+    """Return what the rows from `low` to before `high` draw with."""
+    return Draws(
+        draws.seeds[low:high],
+        draws.positions[low:high],
+        draws.temperature[low:high],
+        draws.top_k[low:high],
+        draws.top_p[low:high],
+        _within(draws.greedy, low, high),
+        _within(draws.plain, low, high),
+        _within(draws.ranked, low, high),
+    )
+
+
+def _within(rows: Tensor, low: int, high: int) -> Tensor:
+    """Return those of some rows that are from `low` to before `high`, counted from `low`."""
+    return rows[torch.logical_and(rows >= low, rows < high)] - low
+
+
 def _signed(number: int) -> int:
     """Return the int64 that has the bits of a uint64."""
     return number - (1 << 64) if number >> 63 else number

@@ -93,29 +93,37 @@ def plan_steps(left: Sequence[int], ahead: int = 1) -> StepPlan:
 
 MESSAGE_S = 150e-6
 """Processor time that a message costs, caller and server together."""
-MESSAGE_SHARE = 0.25
+MESSAGE_SHARE = 0.1
 """What messages may cost beside steps."""
 MAX_AHEAD = 16
 """Steps of generation that are taken at once, at most."""
+PART_ROWS = 4
+"""Rows that a thread takes at least: fewer cost as much as these do, since the weights are read for them all the same."""
+PART_S = 5e-3
+"""What a thread is given to do at least. Single steps of shorter batches are better left whole: the event loop and callers need processors then, too."""
 
 
 class Pace:
-    """How many steps of generation are taken before their outputs are told.
+    """How many steps of generation are taken before their outputs are told, and by how many threads.
 
     With many streams a message for each token costs more than the token's step does, and takes the step's processor from it. So as many steps are taken at once
-    as bring the messages down to a quarter of what the steps cost; a lone stream of a large model is told each.
+    as bring the messages down to a tenth of what the steps cost; a lone stream of a large model is told each.
 
     Args:
         max_ahead_s: For no longer than this.
+        threads: At most these compute parts of a batch beside each other.
     """
 
-    def __init__(self, max_ahead_s: float) -> None:
+    def __init__(self, max_ahead_s: float, threads: int = 1) -> None:
         self._max_ahead_s = max_ahead_s
+        self._threads = threads
         self._step_s = 0.0
+        self._row_s = 0.0
 
-    def took(self, used_s: float, steps: int) -> None:
-        """Take in the processor time of some steps: what they took on the clock says also who else was on the machine."""
+    def took(self, used_s: float, rows: int, steps: int, parts: int = 1) -> None:
+        """Take in the processor time that one thread used for some steps: what they took on the clock says also who else was on the machine."""
         self._step_s = used_s / steps
+        self._row_s = self._step_s * parts / rows
 
     def steps(self, rows: int) -> int:
         """Return how many steps to take at once for that many sessions."""
@@ -123,3 +131,10 @@ class Pace:
             return 1
         wanted = rows * MESSAGE_S / (MESSAGE_SHARE * self._step_s)
         return max(1, min(MAX_AHEAD, int(wanted), int(self._max_ahead_s / self._step_s)))
+
+    def parts(self, rows: int, steps: int) -> int:
+        """Return the number of parts in which to take steps of that many rows: a power of two, so that half a batch is of a size that batches have."""
+        parts, each_s = 1, rows * steps * self._row_s / 2
+        while 2 * parts <= self._threads and 2 * parts * PART_ROWS <= rows and each_s >= PART_S:
+            parts, each_s = 2 * parts, each_s / 2
+        return parts

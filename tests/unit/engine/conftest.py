@@ -90,6 +90,6 @@ def numeric_model(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     return load_model(write_recurrent(tmp_path_factory.mktemp("engine") / "numbers", cell="gru", input_kind="numeric", hidden_size=8, seed=4))
 
 
-def new_core(model: LoadedModel, clock: Any, *, max_batch_rows: int = 8, slots: int = 16) -> EngineCore:
+def new_core(model: LoadedModel, clock: Any, *, max_batch_rows: int = 8, slots: int = 16, threads: int = 1) -> EngineCore:
     pool = StatePool(model.network.state, model.network.output_size, slots)
-    return EngineCore(model, pool, StepLimits(max_batch_rows), Metrics().for_model(model.name), clock)
+    return EngineCore(model, pool, StepLimits(max_batch_rows, threads=threads), Metrics().for_model(model.name), clock)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cellstate_service.engine.load import EngineLoad
-from cellstate_service.engine.scheduler import CHUNK_ROW_STEPS, CHUNK_STEPS, FEW_ROWS, MAX_AHEAD, Pace, plan_steps
+from cellstate_service.engine.scheduler import CHUNK_ROW_STEPS, CHUNK_STEPS, FEW_ROWS, MAX_AHEAD, PART_ROWS, PART_S, Pace, plan_steps
 from cellstate_service.engine.state_pool import size_of_batch
 
 
@@ -36,17 +36,39 @@ def test_a_long_input_beside_64_others_takes_more_than_a_step_and_one_beside_few
 def test_steps_ahead_are_bounded_in_number_and_time(step_s: float, rows: int, max_ahead_s: float) -> None:
     pace = Pace(max_ahead_s)
     assert pace.steps(rows) == 1, "nothing is known yet"
-    pace.took(5 * step_s, 5)
+    pace.took(5 * step_s, rows, 5)
     steps = pace.steps(rows)
     assert 1 <= steps <= MAX_AHEAD
     assert steps == 1 or steps * step_s <= max_ahead_s * (1 + 1e-9)
 
 
-@pytest.mark.parametrize(("step_s", "rows", "steps"), [(350e-6, 1, 1), (1e-3, 8, 4), (8e-3, 64, 4), (0.03, 256, 1), (50e-6, 64, 16)])
-def test_steps_ahead_keep_messages_at_a_quarter_of_what_steps_cost(step_s: float, rows: int, steps: int) -> None:
+@pytest.mark.parametrize(("step_s", "rows", "steps"), [(1e-3, 1, 1), (1.1e-3, 8, 10), (8e-3, 64, 5), (0.03, 256, 1), (50e-6, 64, 16)])
+def test_steps_ahead_keep_messages_at_a_tenth_of_what_steps_cost(step_s: float, rows: int, steps: int) -> None:
     pace = Pace(0.04)
-    pace.took(step_s, 1)
+    pace.took(step_s, rows, 1)
     assert pace.steps(rows) == steps
+
+
+@given(st.floats(1e-6, 1.0), st.integers(1, 8192), st.integers(1, MAX_AHEAD), st.integers(1, 32))
+def test_parts_are_large_enough_and_no_more_than_threads(step_s: float, rows: int, steps: int, threads: int) -> None:
+    pace = Pace(0.04, threads)
+    assert pace.parts(rows, steps) == 1, "nothing is known yet"
+    pace.took(step_s, rows, 1)
+    parts = pace.parts(rows, steps)
+    assert parts <= threads
+    assert parts.bit_count() == 1
+    assert parts == 1 or (rows / parts >= PART_ROWS and step_s * steps / parts >= PART_S * (1 - 1e-9))
+    more = 2 * parts
+    assert more > threads or rows < more * PART_ROWS or step_s * steps / more < PART_S * (1 + 1e-9), "more threads would have had enough to do"
+
+
+def test_what_parts_took_counts_for_all_of_them() -> None:
+    pace = Pace(1.0, threads=2)
+    pace.took(5.5e-3, 64, 1)
+    assert pace.parts(64, 1) == 1
+    pace.took(5.5e-3, 64, 1, parts=2)
+    assert pace.parts(64, 1) == 2, "both parts together are what the rows cost"
+    assert pace.steps(64) == 16, "for how long outputs are held back is what one of them takes"
 
 
 @given(st.integers(1, 10_000))

@@ -3,7 +3,7 @@
 Row counts lie around the edges of kernels, widths are mostly no multiples of a vector.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from cellstate_service.engine import scheduler
 from cellstate_service.engine.core import EngineCore
 from cellstate_service.engine.request import Emit, Form, Generation, Outputs, Request, Sampling
 from cellstate_service.engine.resident import Resident
@@ -31,6 +32,8 @@ MOST = max(ROWS)
 NARROW, WIDE = (1, 8, 32, 33, 50, 65, 100, 128), (300, 650, 1000)
 CHEAP_STEP_S = 2e-5
 """Makes the engine take several steps of generation at once."""
+COSTLY_STEP_S = 1.5e-2
+"""Makes it divide the rows of a batch among its threads."""
 CELLS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 
 
@@ -60,6 +63,13 @@ projected_kinds = st.builds(
 )
 kinds = st.one_of(narrow_kinds, wide_kinds, projected_kinds)
 Load = Callable[[Kind], LoadedModel]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_parts() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scheduler, "PART_ROWS", 1)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +108,8 @@ def working(rows: list[Tensor]) -> WorkingSet:
 
 
 @settings(deadline=None, max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(kinds, st.sampled_from(ROWS), st.integers(0, 2**32 - 1))
-def test_a_row_has_the_bits_that_it_has_alone(load: Load, kind: Kind, rows: int, seed: int) -> None:
+@given(kinds, st.sampled_from(ROWS), st.integers(0, 2**32 - 1), st.sampled_from([1, 2, 4]))
+def test_a_row_has_the_bits_that_it_has_alone(load: Load, kind: Kind, rows: int, seed: int, threads: int) -> None:
     model = load(kind)
     if not promised(model):
         return
@@ -108,7 +118,7 @@ def test_a_row_has_the_bits_that_it_has_alone(load: Load, kind: Kind, rows: int,
     columns.append(torch.zeros(rows, model.network.output_size))
     inputs = some_inputs(model, 1, rows, seed)
     stepping = Runner(model.network)
-    together = stepping.consume(working(columns), inputs, every=False).rows
+    together = stepping.consume(working(columns), inputs, every=False, parts=min(threads, rows)).rows
     for row in {0, rows // 2, rows - 1, seed % rows}:
         alone = stepping.consume(working([column[row : row + 1] for column in columns]), inputs[:, row : row + 1], every=False).rows
         for column, (one, all_rows) in enumerate(zip(alone, together, strict=True)):
@@ -116,8 +126,8 @@ def test_a_row_has_the_bits_that_it_has_alone(load: Load, kind: Kind, rows: int,
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(kinds, st.sampled_from([1, 2, 3, 8, 17, 33]), st.lists(st.integers(1, 9), min_size=1, max_size=5))
-def test_a_chunk_has_the_bits_of_its_steps(load: Load, kind: Kind, rows: int, cuts: list[int]) -> None:
+@given(kinds, st.sampled_from([1, 2, 3, 8, 17, 33]), st.lists(st.integers(1, 9), min_size=1, max_size=5), st.sampled_from([1, 2, 4]))
+def test_a_chunk_has_the_bits_of_its_steps(load: Load, kind: Kind, rows: int, cuts: list[int], threads: int) -> None:
     model = load(kind)
     if not promised(model):
         return
@@ -125,7 +135,7 @@ def test_a_chunk_has_the_bits_of_its_steps(load: Load, kind: Kind, rows: int, cu
     start = [*model.network.flatten(model.network.initial_state(rows)), torch.zeros(rows, model.network.output_size)]
     one_by_one, in_chunks, at, outputs = start, start, 0, []
     for cut in cuts:
-        taken_at_once = stepping.consume(working(in_chunks), inputs[at : at + cut], every=True)
+        taken_at_once = stepping.consume(working(in_chunks), inputs[at : at + cut], every=True, parts=min(threads, rows))
         in_chunks = taken_at_once.rows
         for step in range(cut):
             single = stepping.consume(working(one_by_one), inputs[at + step : at + step + 1], every=False)
@@ -198,9 +208,9 @@ def alone(caller: Caller) -> tuple[list[tuple[int, bytes]], tuple[Any, ...]]:
 class Crowd:
     """Callers that share an engine, while others pass through it."""
 
-    def __init__(self, model: LoadedModel, asked: list[list[Part]], most_rows: int) -> None:
+    def __init__(self, model: LoadedModel, asked: list[list[Part]], most_rows: int, threads: int, step_s: float) -> None:
         self.model = model
-        self.core = new_core(model, FakeClock(CHEAP_STEP_S), max_batch_rows=most_rows, slots=24)
+        self.core = new_core(model, FakeClock(step_s), max_batch_rows=most_rows, slots=24, threads=threads)
         self.callers = [Caller(model, 100 * number, wanted) for number, wanted in enumerate(asked)]
         self.boxes = [outbox(window=7) for _ in asked]
         self.residents = [resident_of(model, caller.seed) for caller in self.callers]
@@ -257,15 +267,16 @@ class Crowd:
     narrow_kinds,
     st.lists(st.lists(parts, min_size=1, max_size=4), min_size=2, max_size=9),
     st.integers(1, 9),
+    st.sampled_from([(1, CHEAP_STEP_S), (1, COSTLY_STEP_S), (4, COSTLY_STEP_S)]),
     st.lists(st.tuples(st.sampled_from([Crowd.step, Crowd.step, Crowd.join, Crowd.come, Crowd.go, Crowd.move, Crowd.read]), st.integers(0, 8)), max_size=60),
 )
 def test_a_session_is_not_changed_by_who_comes_and_goes(
-    load: Load, kind: Kind, asked: list[list[Part]], most_rows: int, schedule: list[tuple[Callable[[Crowd, int], None], int]]
+    load: Load, kind: Kind, asked: list[list[Part]], most_rows: int, computed: tuple[int, float], schedule: list[tuple[Callable[[Crowd, int], None], int]]
 ) -> None:
     model = load(kind)
     if not promised(model):
         return
-    crowd = Crowd(model, asked, most_rows)
+    crowd = Crowd(model, asked, most_rows, *computed)
     for act, number in schedule:
         act(crowd, number % len(asked))
     crowd.finish()
