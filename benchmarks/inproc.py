@@ -6,6 +6,7 @@ Everything runs on one torch thread in one process, and the subjects take many s
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,9 @@ from benchmarks.run import Run
 from benchmarks.samples import Sample
 from cellstate_service.engine.runner import Runner
 from cellstate_service.engine.state_pool import WorkingSet
+from cellstate_service.models import linear
 from cellstate_service.models.loading import load_model
+from cellstate_service.models.manifest import Dtype
 
 PACKING_ROWS = 64
 # Length of a turn, and turns for each round of the run. A turn begins with calls that do not count.
@@ -24,9 +27,9 @@ SLICE_S, TURNS, WARM_CALLS = 0.05, 7, 2
 Advance = Callable[[], None]
 
 
-def ours(folder: Path, rows: int) -> Advance:
+def ours(folder: Path, rows: int, dtype: Dtype | None = None) -> Advance:
     """Return what takes one step of `rows` sequences by this project's runner, as the engine calls it: working set carried, every row checked to be finite."""
-    network = load_model(folder).network
+    network = load_model(folder, dtype).network
     runner = Runner(network)
     tokens = (torch.arange(rows) % 32).unsqueeze(0)
     carried = [[*network.flatten(network.initial_state(rows)), torch.zeros(rows, network.output_size)]]
@@ -35,6 +38,17 @@ def ours(folder: Path, rows: int) -> Advance:
         carried[0] = runner.consume(WorkingSet(carried[0], [], [], tokens[0]), tokens, every=False).rows
 
     return advance
+
+
+def ours_in_bfloat16(folder: Path, rows: int) -> Advance:
+    """Return the same with the products in bfloat16."""
+    return ours(folder, rows, "bfloat16")
+
+
+def ours_without_packing(folder: Path, rows: int) -> Advance:
+    """Return the same with the kernel that is taken where this torch has no packed products."""
+    with mock.patch.object(linear, "packing_available", return_value=False):
+        return ours(folder, rows)
 
 
 def lstm_cell(folder: Path, rows: int) -> Advance:
@@ -97,6 +111,8 @@ def _multiply(matrices: list[Tensor], rows: int) -> Advance:
 
 SUBJECTS: dict[str, Callable[[Path, int], Advance]] = {
     "cellstate": ours,
+    "cellstate, bfloat16": ours_in_bfloat16,
+    f"cellstate, aten-tiled{linear.TILE_ROWS}": ours_without_packing,
     "torch.lstm_cell": lstm_cell,
     "torch.nn.LSTM": nn_lstm,
     "bare products": products,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from benchmarks.peers.triton_repository import Variant
 
-ITEMS = ("inproc", "bits", "generation", "stepping", "paced", "long", "idle", "ablation", "soak")
+ITEMS = ("inproc", "bits", "generation", "stepping", "paced", "long", "neighbour", "idle", "ablation", "soak")
 QUICK_ITEMS = ("inproc", "bits", "generation", "stepping")
 # What was seen to be best at one size or another; the full run tries all.
 QUICK_GENERATING = (Variant("generate", "packed", 1), Variant("generate", "packed", 2))

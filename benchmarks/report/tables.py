@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from benchmarks import ablation
-from benchmarks.items import paced
+from benchmarks.items import neighbour, paced
 from benchmarks.options import Options
 from benchmarks.ratios import PRODUCTS, inproc_ratio
 from benchmarks.report.markdown import Pictures, factor, number, shown, sizes_of, subjects_of, table
@@ -21,6 +21,7 @@ def sections(results: Results, options: Options, pictures: Pictures) -> list[str
         token_time,
         _paced,
         _long,
+        _neighbour,
         _idle,
         _ablation,
         _bits,
@@ -85,6 +86,23 @@ One session with {options.long_steps:,} steps of input in one message, while {sa
 
 p99 with it over p99 without it: {factor(results.spread(samples, "p99_ratio"))}. Beside the others the input advanced by {shown(steps)} steps in
 {shown(seconds)} s; the others then stopped, and it was consumed {shown(alone)} s after it was sent.
+"""
+
+
+def _neighbour(results: Results, options: Options, pictures: Pictures) -> str | None:
+    samples = results.of("neighbour", neighbour.FAST)
+    if not samples:
+        return None
+    figures = {"steps per second": "rate", "p50, ms": "p50_ms", "p99, ms": "p99_ms"}
+    ways = {way: results.of_variant("neighbour", "cellstate", way, neighbour.STEPPING, neighbour.FAST) for way in ("alone", "beside")}
+    rows = [[title, *(shown(results.spread(ways[way], name)) for way in ways)] for title, name in figures.items()]
+    others = results.of("neighbour", neighbour.SLOW)
+    return f"""## 5b. A slow second model
+
+{neighbour.STEPPING} streams step on model `{neighbour.FAST}`, without and with {neighbour.GENERATING} streams that generate on `{neighbour.SLOW}` of the same
+server ({shown(results.spread(others, "rate"))} tokens per second meanwhile).
+
+{table(["", "without them", "with them"], rows)}
 """
 
 
