@@ -14,6 +14,7 @@ import structlog
 from cellstate_service.clock import Clock, SystemClock
 from cellstate_service.engine.core import StepLimits
 from cellstate_service.engine.engine import Engine, EngineConfig
+from cellstate_service.engine.processors import Processors
 from cellstate_service.models.manifest import MANIFEST_FILE
 from cellstate_service.models.registry import ModelRegistry
 from cellstate_service.observability.exposition import Exposition
@@ -104,8 +105,9 @@ async def start(settings: Settings, clock: Clock | None = None) -> App:
     config = _session_config(settings)
     loop = asyncio.get_running_loop()
     engines: dict[str, Engine] = {}
+    processors = Processors(settings.engine.threads or _default_threads(), clock)
     for model in registry.list():
-        engines[model.name] = Engine(model, _engine_config(settings), metrics, clock)
+        engines[model.name] = Engine(model, _engine_config(settings), processors, metrics, clock)
         engines[model.name].start(loop)
     for engine in engines.values():
         await engine.warmed()
@@ -184,7 +186,7 @@ def _session_config(settings: Settings) -> SessionConfig:
 def _engine_config(settings: Settings) -> EngineConfig:
     slots = settings.sessions.max_sessions + settings.engine.max_calls
     given = settings.engine
-    steps = StepLimits(given.max_batch_rows, given.max_ahead_s, given.threads or _default_threads())
+    steps = StepLimits(given.max_batch_rows, given.max_ahead_s)
     return EngineConfig(steps, slots, given.torch_threads, given.max_batch_rows if given.warm_rows is None else given.warm_rows)
 
 

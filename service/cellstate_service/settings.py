@@ -70,7 +70,8 @@ class EngineSettings(Group):
     )
     threads: Annotated[int, Field(ge=1, le=32)] | None = Field(
         default=None,
-        description="Threads that the rows of a large batch are divided among, as many of them as make a power of two. Values do not depend on it. "
+        description="Threads that the engines of all models divide the rows of large batches among; of its share each takes as many as make a power of two. "
+        "Values do not depend on it. "
         "None: half of the processors, but both of two.",
     )
     dtype: Literal["float32", "bfloat16"] | None = Field(

@@ -10,6 +10,7 @@ from cellstate_service.clock import Clock
 from cellstate_service.engine.batch import Batch
 from cellstate_service.engine.load import EngineLoad
 from cellstate_service.engine.outbox import Outbox
+from cellstate_service.engine.processors import Processors
 from cellstate_service.engine.recording import Recorded, Recorder, Steps
 from cellstate_service.engine.request import Emit, Event, Failed, Finish, Finished, Outputs, Request, StopTaken
 from cellstate_service.engine.resident import TAIL_TOKENS, Resident, ResidentState
@@ -29,12 +30,10 @@ class StepLimits:
     Attributes:
         max_batch_rows: Rows of one step at most.
         max_ahead_s: For how long outputs of generation are held back at most, to be told together.
-        threads: Threads that the rows of a batch are divided among at most.
     """
 
     max_batch_rows: int = 256
     max_ahead_s: float = 0.04
-    threads: int = 1
 
 
 class EngineCore:
@@ -47,14 +46,15 @@ class EngineCore:
         load: How busy the engine is.
     """
 
-    def __init__(self, model: LoadedModel, pool: StatePool, limits: StepLimits, metrics: ModelMetrics, clock: Clock) -> None:
+    def __init__(self, model: LoadedModel, pool: StatePool, limits: StepLimits, processors: Processors, metrics: ModelMetrics, clock: Clock) -> None:
         self._model = model
         self._pool = pool
         self._metrics = metrics
         self._clock = clock
+        self._processors = processors
         self._batch = Batch(model, pool)
         self._recorder = Recorder(model)
-        self._pace = Pace(limits.max_ahead_s, limits.threads)
+        self._pace = Pace(limits.max_ahead_s)
         self._scheduler: Scheduler[Resident] = Scheduler(limits.max_batch_rows)
         self._max_batch_rows = limits.max_batch_rows
         self._working: dict[Resident, None] = {}
@@ -96,7 +96,7 @@ class EngineCore:
     def _run(self, residents: list[Resident], *, steps: int = 1, ahead: int = 1) -> None:
         """Take steps of each session in one call: a piece of its input, or one step and perhaps more of generation."""
         began_s, used_s = self._clock.monotonic(), self._clock.thread_time()
-        parts = self._pace.parts(len(residents), max(steps, ahead))
+        parts = self._pace.parts(len(residents), max(steps, ahead), self._processors.share())
         try:
             taken = self._batch.step(residents, ahead, parts) if steps == 1 else self._batch.consume(residents, steps, parts)
         except Exception:

@@ -3,6 +3,7 @@
 import asyncio
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -14,6 +15,7 @@ from cellstate_service.clock import Clock
 from cellstate_service.engine.core import EngineCore, StepLimits
 from cellstate_service.engine.load import EngineLoad
 from cellstate_service.engine.outbox import Outbox
+from cellstate_service.engine.processors import Processors
 from cellstate_service.engine.request import Event, Request
 from cellstate_service.engine.resident import Resident, ResidentState
 from cellstate_service.engine.state_pool import StatePool
@@ -22,6 +24,8 @@ from cellstate_service.models.loading import LoadedModel
 from cellstate_service.observability.metrics import Metrics
 
 Result = TypeVar("Result")
+CALLERS_AT_ONCE = 8
+"""Whose outputs are delivered in one iteration of the event loop."""
 _log = structlog.get_logger(__name__)
 
 
@@ -49,7 +53,7 @@ class Engine:
     order. Results return to the loop once per batch. Every accepted request ends exactly once: finished, failed, or cancelled.
     """
 
-    def __init__(self, model: LoadedModel, config: EngineConfig, metrics: Metrics, clock: Clock) -> None:
+    def __init__(self, model: LoadedModel, config: EngineConfig, processors: Processors, metrics: Metrics, clock: Clock) -> None:
         self.model = model
         self._config = config
         self._clock = clock
@@ -57,12 +61,14 @@ class Engine:
         children = metrics.for_model(model.name)
         children.slots.set(config.slots)
         children.state_bytes.set(pool.bytes)
-        self._core = EngineCore(model, pool, config.steps, children, clock)
+        self._processors = processors
+        self._core = EngineCore(model, pool, config.steps, processors, children, clock)
         self._commands: queue.SimpleQueue[list[Callable[[], None]]] = queue.SimpleQueue()
         self._collected: list[Callable[[], None]] = []
         self._thread = threading.Thread(target=self._main, name=f"engine-{model.name}", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = False
+        self._arrived: deque[tuple[Outbox, list[Event]]] = deque()
 
     # -- called from the event loop
 
@@ -179,12 +185,23 @@ class Engine:
         self._commands.put(commands)
 
     def _deliver(self, events: list[tuple[Outbox, Event]]) -> None:
-        touched: dict[Outbox, None] = {}
+        """Take events in, those of few callers in each iteration of the event loop: each caller's become a message, and others' messages wait meanwhile."""
+        arrived: dict[Outbox, list[Event]] = {}
         for outbox, event in events:
-            outbox.push(event)
-            touched[outbox] = None
-        for outbox in touched:
+            arrived.setdefault(outbox, []).append(event)
+        waiting = bool(self._arrived)
+        self._arrived.extend(arrived.items())
+        if not waiting:
+            self._deliver_some()
+
+    def _deliver_some(self) -> None:
+        for _ in range(min(CALLERS_AT_ONCE, len(self._arrived))):
+            outbox, events = self._arrived.popleft()
+            for event in events:
+                outbox.push(event)
             outbox.wake()
+        if self._arrived and self._loop is not None:
+            self._loop.call_soon(self._deliver_some)
 
     # -- on the engine thread
 
@@ -218,7 +235,9 @@ class Engine:
     def _work_off_commands(self) -> None:
         if not self._core.has_work and not self._stopping:
             self._core.load.idle()
+            self._processors.end(self.model.name)
             self._run_commands(self._commands.get())
+            self._processors.begin(self.model.name)
         while True:
             try:
                 commands = self._commands.get_nowait()

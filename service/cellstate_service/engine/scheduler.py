@@ -111,12 +111,10 @@ class Pace:
 
     Args:
         max_ahead_s: For no longer than this.
-        threads: At most these compute parts of a batch beside each other.
     """
 
-    def __init__(self, max_ahead_s: float, threads: int = 1) -> None:
+    def __init__(self, max_ahead_s: float) -> None:
         self._max_ahead_s = max_ahead_s
-        self._threads = threads
         self._step_s = 0.0
         self._row_s = 0.0
 
@@ -132,9 +130,12 @@ class Pace:
         wanted = rows * MESSAGE_S / (MESSAGE_SHARE * self._step_s)
         return max(1, min(MAX_AHEAD, int(wanted), int(self._max_ahead_s / self._step_s)))
 
-    def parts(self, rows: int, steps: int) -> int:
-        """Return the number of parts in which to take steps of that many rows: a power of two, so that half a batch is of a size that batches have."""
+    def parts(self, rows: int, steps: int, threads: int) -> int:
+        """Return the number of parts, each for one of `threads`, in which to take steps of that many rows.
+
+        A power of two, so that a part is of a size that batches have.
+        """
         parts, each_s = 1, rows * steps * self._row_s / 2
-        while 2 * parts <= self._threads and 2 * parts * PART_ROWS <= rows and each_s >= PART_S:
+        while 2 * parts <= threads and 2 * parts * PART_ROWS <= rows and each_s >= PART_S:
             parts, each_s = 2 * parts, each_s / 2
         return parts

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cellstate_service.engine.core import EngineCore, StepLimits
+from cellstate_service.engine.processors import Processors
 from cellstate_service.engine.state_pool import StatePool
 from cellstate_service.models.loading import LoadedModel, load_model
 from cellstate_service.models.networks import Program
@@ -92,4 +93,4 @@ def numeric_model(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
 
 def new_core(model: LoadedModel, clock: Any, *, max_batch_rows: int = 8, slots: int = 16, threads: int = 1) -> EngineCore:
     pool = StatePool(model.network.state, model.network.output_size, slots)
-    return EngineCore(model, pool, StepLimits(max_batch_rows, threads=threads), Metrics().for_model(model.name), clock)
+    return EngineCore(model, pool, StepLimits(max_batch_rows), Processors(threads, clock), Metrics().for_model(model.name), clock)

@@ -10,6 +10,7 @@ from cellstate_service.clock import SystemClock
 from cellstate_service.engine.core import StepLimits
 from cellstate_service.engine.engine import Engine, EngineConfig
 from cellstate_service.engine.outbox import Emitted, Outbox
+from cellstate_service.engine.processors import Processors
 from cellstate_service.engine.request import Emit, Finished, Form, Generation, Request
 from cellstate_service.errors import Exhausted, NotFound, Unavailable
 from cellstate_service.models.loading import LoadedModel
@@ -19,7 +20,7 @@ from tests.unit.engine.asking import next_item
 
 @pytest.fixture
 async def engine(tokens_model: LoadedModel) -> AsyncIterator[Engine]:
-    running = Engine(tokens_model, EngineConfig(StepLimits(4), slots=3), Metrics(), SystemClock())
+    running = Engine(tokens_model, EngineConfig(StepLimits(4), slots=3), Processors(1, SystemClock()), Metrics(), SystemClock())
     running.start(asyncio.get_running_loop())
     yield running
     await running.stop()
@@ -103,7 +104,7 @@ async def test_an_answer_without_waiting_for_more(engine: Engine) -> None:
 
 
 async def test_stopping_fails_what_runs_waits_and_is_asked_later(tokens_model: LoadedModel) -> None:
-    engine = Engine(tokens_model, EngineConfig(StepLimits(1), slots=9), Metrics(), SystemClock())
+    engine = Engine(tokens_model, EngineConfig(StepLimits(1), slots=9), Processors(1, SystemClock()), Metrics(), SystemClock())
     engine.start(asyncio.get_running_loop())
     requests = [generating(1_000_000) for _ in range(3)]
     residents = [engine.new_resident(seed) for seed in range(3)]

@@ -51,10 +51,10 @@ def test_steps_ahead_keep_messages_at_a_tenth_of_what_steps_cost(step_s: float, 
 
 @given(st.floats(1e-6, 1.0), st.integers(1, 8192), st.integers(1, MAX_AHEAD), st.integers(1, 32))
 def test_parts_are_large_enough_and_no_more_than_threads(step_s: float, rows: int, steps: int, threads: int) -> None:
-    pace = Pace(0.04, threads)
-    assert pace.parts(rows, steps) == 1, "nothing is known yet"
+    pace = Pace(0.04)
+    assert pace.parts(rows, steps, threads) == 1, "nothing is known yet"
     pace.took(step_s, rows, 1)
-    parts = pace.parts(rows, steps)
+    parts = pace.parts(rows, steps, threads)
     assert parts <= threads
     assert parts.bit_count() == 1
     assert parts == 1 or (rows / parts >= PART_ROWS and step_s * steps / parts >= PART_S * (1 - 1e-9))
@@ -63,11 +63,11 @@ def test_parts_are_large_enough_and_no_more_than_threads(step_s: float, rows: in
 
 
 def test_what_parts_took_counts_for_all_of_them() -> None:
-    pace = Pace(1.0, threads=2)
+    pace = Pace(1.0)
     pace.took(5.5e-3, 64, 1)
-    assert pace.parts(64, 1) == 1
+    assert pace.parts(64, 1, 2) == 1
     pace.took(5.5e-3, 64, 1, parts=2)
-    assert pace.parts(64, 1) == 2, "both parts together are what the rows cost"
+    assert pace.parts(64, 1, 2) == 2, "both parts together are what the rows cost"
     assert pace.steps(64) == 16, "for how long outputs are held back is what one of them takes"
 
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from cellstate_service.engine.engine import Engine, EngineConfig
+from cellstate_service.engine.processors import Processors
 from cellstate_service.errors import Exhausted, InvalidInput, NotFound, Reason
 from cellstate_service.models.loading import LoadedModel, load_model
 from cellstate_service.observability.metrics import Metrics
@@ -33,7 +34,7 @@ def clock() -> FakeClock:
 @pytest.fixture
 async def manager(model: LoadedModel, clock: FakeClock) -> AsyncIterator[SessionManager]:
     metrics = Metrics()
-    engine = Engine(model, EngineConfig(slots=16), metrics, clock)
+    engine = Engine(model, EngineConfig(slots=16), Processors(1, clock), metrics, clock)
     engine.start(asyncio.get_running_loop())
     yield SessionManager({"tiny": engine}, SessionConfig(max_sessions=8, idle_ttl_s=60), metrics, clock)
     await engine.stop()
