@@ -6,6 +6,9 @@ from typing import Any
 
 from benchmarks.processes import ThreadTime, spent, thread_times
 
+HELPER = "PTThreadPool"
+"""Name of torch's threads that compute parts of batches."""
+
 
 class Window:
     """Open for a while. Callers record only what happens while `open` is true.
@@ -35,14 +38,16 @@ class Window:
     def cpu(self) -> dict[str, float]:
         """Return processor seconds: the caller's, the server's event loop, its engine, and its other threads.
 
-        The loop is the server's first thread. The engine is the thread that is named so, else the busiest of the others.
+        The loop is the server's first thread. The engine is the thread that is named so, else the busiest of the others, with torch's threads that compute
+        parts of its batches.
         """
-        others = [thread for thread in self._used if not thread.main]
+        helpers = [thread for thread in self._used if thread.name == HELPER]
+        others = [thread for thread in self._used if not thread.main and thread not in helpers]
         engine = next((thread for thread in others if thread.name.startswith("engine")), others[0] if others else None)
         return {
             "cpu_client_s": self._own_s,
             "cpu_loop_s": sum(thread.cpu_s for thread in self._used if thread.main),
-            "cpu_engine_s": engine.cpu_s if engine else 0.0,
+            "cpu_engine_s": (engine.cpu_s if engine else 0.0) + sum(thread.cpu_s for thread in helpers),
             "cpu_other_s": sum(thread.cpu_s for thread in others if thread is not engine),
         }
 

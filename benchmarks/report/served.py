@@ -96,7 +96,8 @@ def token_time(results: Results, options: Options, pictures: Pictures) -> str | 
     return f"""## Where a token's time goes
 
 At 64 streams, microseconds of processor time for each token or step. Bare step: what it takes in process, for ours in a batch of 64 rows on the engine's
-thread, for the plain server in a batch of one on its event loop. Engine's thread: of the other servers, the busiest thread beside the event loop.
+thread, for the plain server in a batch of one on its event loop. Engine's thread: with those that compute parts of its batches; of the other servers,
+the busiest thread beside the event loop.
 
 {table(heads, rows)}
 {picture(pictures, "token-time")}"""

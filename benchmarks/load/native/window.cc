@@ -29,6 +29,9 @@ ThreadTime parse_stat(const std::string& line, bool first) {
 
 bool is_engine(const ThreadTime& thread) { return thread.name.rfind("engine", 0) == 0; }
 
+// Torch's threads that compute parts of batches are called so.
+bool is_helper(const ThreadTime& thread) { return thread.name == "PTThreadPool"; }
+
 }  // namespace
 
 std::map<pid_t, ThreadTime> thread_times(pid_t process) {
@@ -65,16 +68,17 @@ void Window::run(Loop& loop, double warm_s, double measure_s) {
   used_ = spent(threads, thread_times(server_));
 }
 
-// The event loop is the server's first thread. The engine is the thread that is named so, else the busiest of the others.
+// The event loop is the server's first thread. The engine is the thread that is named so, else the busiest of the others, with torch's threads that compute parts of
+// its batches.
 Figures Window::cpu() const {
   const ThreadTime* engine = nullptr;
-  double loop_s = 0, others_s = 0;
+  double loop_s = 0, helpers_s = 0, others_s = 0;
   for (const auto& thread : used_) {
-    (thread.first ? loop_s : others_s) += thread.cpu_s;
-    if (!thread.first && (engine == nullptr || (is_engine(thread) && !is_engine(*engine)))) engine = &thread;
+    (thread.first ? loop_s : is_helper(thread) ? helpers_s : others_s) += thread.cpu_s;
+    if (!thread.first && !is_helper(thread) && (engine == nullptr || (is_engine(thread) && !is_engine(*engine)))) engine = &thread;
   }
   const double engine_s = engine == nullptr ? 0 : engine->cpu_s;
-  return {{"cpu_client_s", own_s_}, {"cpu_loop_s", loop_s}, {"cpu_engine_s", engine_s}, {"cpu_other_s", others_s - engine_s}};
+  return {{"cpu_client_s", own_s_}, {"cpu_loop_s", loop_s}, {"cpu_engine_s", engine_s + helpers_s}, {"cpu_other_s", others_s - engine_s}};
 }
 
 }  // namespace caller
