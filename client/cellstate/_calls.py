@@ -5,6 +5,7 @@ from typing import Any
 
 from cellstate._convert import draws, from_completion, from_output, to_emit, to_form, to_stop, to_unsigned
 from cellstate._exchange import Call, Guess, Reader, Uploader, draw_seed
+from cellstate._resume import Regenerating
 from cellstate._status import error_from_failure
 from cellstate._tracking import Handle, Tracked, tracked_of
 from cellstate.errors import CellstateError
@@ -22,7 +23,8 @@ def one_to_one(model: str | Handle, value: Any, options: CallOptions) -> Call[Re
     sampling = to_sampling(options)
     _seed(sampling, may_draw=tracked is None and draws(sequence))
     request = inference_pb2.OneToOneRequest(target=target, input=sequence, output=to_output_options(options), sampling=_unless_empty(sampling))
-    return Call("inference", "OneToOne", _result_decoder(options, tracked), request, tracked, options.get("timeout_s"), guess=guess)
+    position = target.session.position if target.session.HasField("position") else None
+    return Call("inference", "OneToOne", _result_decoder(options, tracked), request, tracked, options.get("timeout_s"), position=position, guess=guess)
 
 
 def many_to_one(model: str | Handle, options: CallOptions, *, whole: bool) -> tuple[Call[Result], Uploader]:
@@ -45,6 +47,11 @@ def one_to_many(model: str | Handle, value: Any | None, options: GenerationOptio
     request = inference_pb2.OneToManyRequest(target=target, input=sequence, output=to_output_options(options), generation=generation)
     call: Call[Any] = Call("inference", "OneToMany", _as_is, request, tracked, options.get("timeout_s"), streams=True, guess=guess)
     return call, Reader(options.get("form"), tracked)
+
+
+def regenerating(call: Call[Any], reader: Reader, limit_s: float) -> Regenerating | None:
+    """Return how a generation goes on after its connection was lost; None where it runs on no session."""
+    return None if call.tracked is None else Regenerating(call.request, reader.received, limit_s, call.timeout_s)
 
 
 def many_to_many(model: str | Handle, options: StreamOptions) -> tuple[Call[Any], Uploader, Reader]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from cellstate._convert import draws, from_completion, from_output, read_as_tokens, split, to_sequence
+from cellstate._resume import Received
 from cellstate._tracking import Tracked
 from cellstate.errors import CellstateError, ErrorDetails, InvalidInput
 from cellstate.outputs import Completion, Form, Output
@@ -48,6 +49,7 @@ class Call(Generic[T]):
         tracked: The session that the call is on.
         timeout_s: The call's own deadline.
         streams: The caller sends or reads at its own pace, so the client's deadline does not apply.
+        position: Position of the first step on a session: sent again with it, the call is applied once. None where it names none.
         guess: What was guessed of the inputs.
     """
 
@@ -58,6 +60,7 @@ class Call(Generic[T]):
     tracked: Tracked | None = None
     timeout_s: float | None = None
     streams: bool = False
+    position: int | None = None
     guess: Guess = dataclasses.field(default_factory=Guess)
 
     def failed(self, error: CellstateError) -> CellstateError:
@@ -107,10 +110,12 @@ class Reader:
 
     Attributes:
         completion: How the last program on the stream ended; None until then.
+        received: Up to where outputs came; what comes again, after a connection was lost, is passed over.
     """
 
     def __init__(self, form: Form | str | None, tracked: Tracked | None) -> None:
         self.completion: Completion | None = None
+        self.received = Received()
         self._form = Form(form) if form is not None else None
         self._tracked = tracked
         self._token = ""
@@ -122,7 +127,7 @@ class Reader:
         events: list[Output | Completion] = []
         if response.HasField("opened"):
             self._opened(response.opened)
-        if response.HasField("output"):
+        if response.HasField("output") and self.received.takes(response.output):
             events.append(from_output(response.output, self._form))
             self._reached(response.output.position)
         if response.HasField("completion"):
@@ -153,9 +158,13 @@ class Reader:
 
     def _opened(self, opened: inference_pb2.Opened) -> None:
         with self._lock:
+            first = self.received.opened(opened)
             if self._tracked is not None and not self._cut:
                 self._token = opened.stream_token
-                self._tracked.opened(opened)
+                if first:
+                    self._tracked.opened(opened)
+                else:
+                    self._tracked.reopened(opened.stream_token)
 
     def _reached(self, position: int) -> None:
         with self._lock:

@@ -43,7 +43,7 @@ class GatewayCore:
             raise self.error
         if self.half_closed:
             raise RuntimeError("the gateway is closed: open another one")
-        core = StreamCore(model, cast("StreamOptions", options))
+        core = StreamCore(model, cast("StreamOptions", options), 0.0)
         self._made += 1
         self.channels[self._made] = core
         return self._made, core, on_channel(self._made, core.opening)

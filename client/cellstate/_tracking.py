@@ -52,6 +52,11 @@ class Tracked:
         self._stream_left = False
         self.reached(opened.position)
 
+    def reopened(self, stream_token: str) -> None:
+        """Hear the answer to opening again: the position is told by what comes."""
+        self._stream_token = stream_token
+        self._stream_left = False
+
     def reached(self, position: int) -> None:
         """Hear of a position in an answer."""
         self.position = position

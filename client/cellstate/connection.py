@@ -2,7 +2,8 @@
 
 The service config (`service_config.json`, shipped with the package, usable by clients in any language) lets gRPC repeat reads that found no server:
 `GetModel`, `ListModels`, `GetSession` and `ListSessions`, and only on UNAVAILABLE. Nothing else is repeated behind the caller's back. Calls do not
-wait for a server that is not there (`waitForReady` is off, so that a wrong address fails at once); `wait_until_ready` is the one that waits.
+wait for a server that is not there (`waitForReady` is off, so that a wrong address fails at once); `wait_until_ready` is the one that waits. Streams and
+generators on sessions that lost their connection are taken up again where they were (`_resume.py`): no step is taken twice, no output is lost.
 """
 
 import ipaddress
@@ -54,9 +55,11 @@ class ConnectionOptions(TypedDict, total=False):
         keepalive_s: Seconds of silence during a call after which the server is asked for a sign of life; None for never.
         max_message_bytes: Largest message in either direction.
         insecure_token: Send the token over plain text to another machine.
+        resume_s: Seconds without progress for which a stream on a session is taken up again after its connection was lost; 0: it fails at once.
     """
 
     keepalive_s: float | None
+    resume_s: float
     max_message_bytes: int
     insecure_token: bool
 
@@ -73,6 +76,7 @@ class Connection:
         keepalive_s: See `ConnectionOptions`, as the next two.
         max_message_bytes: See there.
         insecure_token: See there.
+        resume_s: See there.
     """
 
     address: str = DEFAULT_ADDRESS
@@ -82,6 +86,7 @@ class Connection:
     keepalive_s: float | None = 60.0
     max_message_bytes: int = 64 * 1024 * 1024
     insecure_token: bool = False
+    resume_s: float = 60.0
 
     def __post_init__(self) -> None:
         """Refuse settings that would leak the token or mean nothing."""
@@ -89,6 +94,8 @@ class Connection:
             raise ValueError(f"the token would travel to {self.address} in plain text: give tls=TLS(...), or insecure_token=True where the network is trusted")
         if self.token is not None and not (self.token.isascii() and self.token.isprintable() and self.token.strip() == self.token != ""):
             raise ValueError("the token must be printable ASCII on one line, without spaces around it")
+        if self.resume_s < 0:
+            raise ValueError(f"resume_s must not be below 0, not {self.resume_s}")
         if self.timeout_s is not None and self.timeout_s <= 0:
             raise ValueError(f"timeout_s must be above 0, or None for no deadline, not {self.timeout_s}")
 
@@ -99,6 +106,9 @@ class Connection:
             ("grpc.service_config", SERVICE_CONFIG),
             ("grpc.max_send_message_length", self.max_message_bytes),
             ("grpc.max_receive_message_length", self.max_message_bytes),
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.min_reconnect_backoff_ms", 1000),
+            ("grpc.max_reconnect_backoff_ms", 2000),
         ]
         if is_local(self.address):
             options.append(("grpc.enable_http_proxy", 0))  # the variable http_proxy would send even calls to localhost, token included, to another machine

@@ -224,9 +224,9 @@ class Unavailable(CellstateError, ConnectionError):
 
 
 class DeadlineExceeded(CellstateError, TimeoutError):
-    """The call's deadline passed. Steps taken before it stay taken; repeated on the same session handle, none is taken twice.
+    """The call's deadline passed. Steps taken before it stay taken; the same call made again on the same session handle takes none of them twice.
 
-    `PositionError` on the repetition says that part or all of the call was applied: look at its `position`, do not send the same again.
+    `PositionError` on the repetition says that the server does not hold the answer any more: look at its `position`, do not send the same again.
     """
 
     default_reason = "DEADLINE_EXCEEDED"

@@ -29,7 +29,8 @@ async def many_to_one(transport: Transport, model: str | Handle, inputs: AsyncCh
 def one_to_many(transport: Transport, model: str | Handle, value: Input | None, options: GenerationOptions) -> AsyncOutputs:
     """Generate a sequence."""
     call, reader = _calls.one_to_many(model, value, options)
-    return AsyncOutputs(call, reader, transport.download(call))
+    regenerating = _calls.regenerating(call, reader, transport.connection.resume_s)
+    return AsyncOutputs(call, reader, transport.download(call), again=transport.download, regenerating=regenerating)
 
 
 def many_to_many(transport: Transport, model: str | Handle, inputs: AsyncChunks, options: StreamOptions) -> AsyncOutputs:

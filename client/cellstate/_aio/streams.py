@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+import dataclasses
+from collections.abc import AsyncIterator, Callable, Iterable
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
@@ -10,8 +11,10 @@ import grpc
 
 from cellstate._aio.transport import Source, Transport, being_cancelled, client_closed, to_error
 from cellstate._exchange import Call, Reader
+from cellstate._resume import Regenerating
 from cellstate._stream_core import StreamCore
 from cellstate._tracking import Handle
+from cellstate.errors import CellstateError
 from cellstate.inputs import Input
 from cellstate.outputs import Completion, Emit, Output, join_outputs
 from cellstate.programs import DirectiveOptions, StreamOptions
@@ -22,12 +25,23 @@ T = TypeVar("T")
 class AsyncOutputs:
     """Iterates the outputs of a call as they arrive. Closing it, leaving its context or dropping it before the end cancels the call. See `Outputs`."""
 
-    def __init__(self, call: Call[Any], reader: Reader, answers: Any, source: Source | None = None) -> None:
+    def __init__(
+        self,
+        call: Call[Any],
+        reader: Reader,
+        answers: Any,
+        source: Source | None = None,
+        *,
+        again: Callable[[Call[Any]], Any] | None = None,
+        regenerating: Regenerating | None = None,
+    ) -> None:
         self._call = call
         self._reader = reader
         self._answers = answers
         self._messages = aiter(answers)
         self._source = source
+        self._again = again
+        self._regenerating = regenerating
         self._ended = False
 
     @property
@@ -70,7 +84,8 @@ class AsyncOutputs:
             except StopAsyncIteration:
                 self._end()
             except (grpc.RpcError, asyncio.CancelledError) as error:
-                self._fail(error)
+                if not (isinstance(error, grpc.RpcError) and await self._goes_on(to_error(error))):
+                    self._fail(error)
             else:
                 for event in self._reader.read(response):
                     if isinstance(event, Output):
@@ -90,6 +105,19 @@ class AsyncOutputs:
         if not getattr(self, "_ended", True):
             with contextlib.suppress(RuntimeError):  # the loop may be closed by now
                 self.cancel()
+
+    async def _goes_on(self, error: CellstateError) -> bool:
+        """Make the call again where its connection was lost, after a while; False where the error is its end."""
+        if self._ended or self._regenerating is None or self._again is None:
+            return False
+        wait_s = self._regenerating.wait_s(error)
+        if wait_s is None:
+            return False
+        await asyncio.sleep(wait_s)
+        if not self._ended:
+            self._answers = self._again(dataclasses.replace(self._call, request=self._regenerating.request(), timeout_s=self._regenerating.timeout_s))
+            self._messages = aiter(self._answers)
+        return not self._ended
 
     def _end(self) -> None:
         self._ended = True
@@ -123,14 +151,12 @@ class AsyncStream:
     """
 
     def __init__(self, transport: Transport, model: str | Handle, options: StreamOptions) -> None:
-        self._core = StreamCore(model, options)
-        self._outbox: asyncio.Queue[Any] = asyncio.Queue()
+        self._transport = transport
+        self._core = StreamCore(model, options, transport.connection.resume_s)
         self._arrived = asyncio.Condition()
         self._reading = False
         self._writing = asyncio.Lock()
-        self._outbox.put_nowait(self._core.opening)
-        self._answers, _ = transport.duplex(self._core.call, _drain(self._outbox))
-        self._messages = aiter(self._answers)
+        self._open(self._core.call, [self._core.opening])
 
     @property
     def position(self) -> int:
@@ -246,7 +272,7 @@ class AsyncStream:
         try:
             response = await anext(self._messages, None)
         except grpc.RpcError as raised:
-            self._finish(to_error(raised))
+            await self._fail(to_error(raised))
         except asyncio.CancelledError:
             if being_cancelled():
                 self.cancel()
@@ -257,10 +283,33 @@ class AsyncStream:
                 self._finish(None)
             else:
                 self._core.feed(response)
+                due = self._core.due()
+                if due is not None:
+                    self._outbox.put_nowait(due)
         finally:
             self._reading = False
             async with self._arrived:
                 self._arrived.notify_all()
+
+    def _open(self, call: Call[Any], messages: Iterable[Any]) -> None:
+        self._outbox: asyncio.Queue[Any] = asyncio.Queue()
+        for message in messages:
+            self._outbox.put_nowait(message)
+        self._answers, _ = self._transport.duplex(call, _drain(self._outbox))
+        self._messages = aiter(self._answers)
+
+    async def _fail(self, error: CellstateError) -> None:
+        """Open the stream again where its connection was lost, after a while; otherwise the error is its end."""
+        wait_s = self._core.wait_s(error)
+        self._outbox.put_nowait(None)
+        if wait_s is None:
+            self._finish(error)
+            return
+        await asyncio.sleep(wait_s)
+        if not self._core.ended:
+            self._open(dataclasses.replace(self._core.call, timeout_s=self._core.going_on.timeout_s), self._core.reopening())
+            if self._core.half_closed:
+                self._outbox.put_nowait(None)
 
     def _finish(self, error: Any) -> None:
         self._core.finish(error)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import math
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 from typing import Any, TypeVar
@@ -10,6 +11,7 @@ import grpc
 import grpc.aio
 
 from cellstate._exchange import Call
+from cellstate._resume import Repeating
 from cellstate._status import error_from_status
 from cellstate._stubs import Raw
 from cellstate.connection import Connection
@@ -45,14 +47,25 @@ class Transport:
             await self._raw.channel.close()
 
     async def unary(self, call: Call[T], *, wait_for_ready: bool = False) -> T:
-        """Send one request and return the decoded answer."""
-        try:
-            response = await self._invoke(call, call.request, wait_for_ready=wait_for_ready or None)
-        except grpc.RpcError as error:
-            raise call.failed(to_error(error)) from None
-        except asyncio.CancelledError as error:
-            raise self.cancelled(call, error) from None
-        return call.decode(response)
+        """Send one request and return the decoded answer. A call that names a position is sent again where its connection was lost."""
+        repeating = Repeating(call.position, self.connection.resume_s, self._timeout_s(call))
+        while True:
+            try:
+                response = await self._invoke(call, call.request, wait_for_ready=wait_for_ready or None)
+            except grpc.RpcError as raised:
+                error = to_error(raised)
+                wait_s = repeating.wait_s(error)
+                if wait_s is None:
+                    raise call.failed(error) from None
+            except asyncio.CancelledError as cancelled:
+                raise self.cancelled(call, cancelled) from None
+            else:
+                return call.decode(response)
+            try:
+                await asyncio.sleep(wait_s)
+            except asyncio.CancelledError as cancelled:
+                raise self.cancelled(call, cancelled) from None
+            call = dataclasses.replace(call, timeout_s=repeating.timeout_s)
 
     async def upload(self, call: Call[T], messages: AsyncIterable[Any] | Iterable[Any]) -> T:
         """Stream requests and return the decoded answer. What iterating `messages` raises cancels the call and is raised here."""
@@ -98,14 +111,17 @@ class Transport:
         return call.failed(client_closed())
 
     def _invoke(self, call: Call[Any], request: Any, **settings: Any) -> Any:
-        timeout_s = call.timeout_s
-        if timeout_s is None and not call.streams:
-            timeout_s = self.connection.timeout_s
-        timeout_s = None if timeout_s is None or math.isinf(timeout_s) else timeout_s
+        timeout_s = self._timeout_s(call)
         made = getattr(getattr(self.raw, call.service), call.method)(request, timeout=timeout_s, metadata=self._metadata, **settings)
         if hasattr(made, "_async_request_poller") and hasattr(made, "_cython_call"):  # a call that streams requests; see _Shield
             made._cython_call = _Shield(made._cython_call)
         return made
+
+    def _timeout_s(self, call: Call[Any]) -> float | None:
+        timeout_s = call.timeout_s
+        if timeout_s is None and not call.streams:
+            timeout_s = self.connection.timeout_s
+        return None if timeout_s is None or math.isinf(timeout_s) else timeout_s
 
 
 class _Shield:

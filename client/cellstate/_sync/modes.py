@@ -29,7 +29,8 @@ def many_to_one(transport: Transport, model: str | Handle, inputs: Chunks, optio
 def one_to_many(transport: Transport, model: str | Handle, value: Input | None, options: GenerationOptions) -> Outputs:
     """Generate a sequence."""
     call, reader = _calls.one_to_many(model, value, options)
-    return Outputs(call, reader, transport.download(call))
+    regenerating = _calls.regenerating(call, reader, transport.connection.resume_s)
+    return Outputs(call, reader, transport.download(call), again=transport.download, regenerating=regenerating)
 
 
 def many_to_many(transport: Transport, model: str | Handle, inputs: Chunks, options: StreamOptions) -> Outputs:

@@ -1,14 +1,17 @@
 """Carries out the calls that the core makes ready, on grpc's sync channel."""
 
 import contextlib
+import dataclasses
 import math
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import grpc
 
 from cellstate._exchange import Call
+from cellstate._resume import Repeating
 from cellstate._status import error_from_status
 from cellstate._stubs import Raw
 from cellstate.connection import Connection
@@ -35,14 +38,25 @@ class Transport:
         self.raw.channel.close()
 
     def unary(self, call: Call[T], *, wait_for_ready: bool = False) -> T:
-        """Send one request and return the decoded answer."""
-        try:
-            response = self._invoke(call, call.request, wait_for_ready=wait_for_ready or None)
-        except grpc.RpcError as error:
-            raise call.failed(to_error(error)) from None
-        except BaseException as error:  # Ctrl-C: the step may have been taken
-            raise call.cut(error) from None
-        return call.decode(response)
+        """Send one request and return the decoded answer. A call that names a position is sent again where its connection was lost."""
+        repeating = Repeating(call.position, self.connection.resume_s, self._timeout_s(call))
+        while True:
+            try:
+                response = self._invoke(call, call.request, wait_for_ready=wait_for_ready or None)
+            except grpc.RpcError as raised:
+                error = to_error(raised)
+                wait_s = repeating.wait_s(error)
+                if wait_s is None:
+                    raise call.failed(error) from None
+            except BaseException as interruption:  # Ctrl-C: the step may have been taken
+                raise call.cut(interruption) from None
+            else:
+                return call.decode(response)
+            try:
+                time.sleep(wait_s)
+            except BaseException as interruption:
+                raise call.cut(interruption) from None
+            call = dataclasses.replace(call, timeout_s=repeating.timeout_s)
 
     def upload(self, call: Call[T], messages: Iterable[Any]) -> T:
         """Stream requests and return the decoded answer. What iterating `messages` raises cancels the call and is raised here."""
@@ -91,10 +105,13 @@ class Transport:
         return getattr(getattr(self.raw, call.service), call.method)
 
     def _settings(self, call: Call[Any]) -> dict[str, Any]:
+        return {"timeout": self._timeout_s(call), "metadata": self._metadata}
+
+    def _timeout_s(self, call: Call[Any]) -> float | None:
         timeout_s = call.timeout_s
         if timeout_s is None and not call.streams:
             timeout_s = self.connection.timeout_s
-        return {"timeout": None if timeout_s is None or math.isinf(timeout_s) else timeout_s, "metadata": self._metadata}
+        return None if timeout_s is None or math.isinf(timeout_s) else timeout_s
 
 
 class Source:

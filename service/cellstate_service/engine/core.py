@@ -8,6 +8,7 @@ import structlog
 
 from cellstate_service.clock import Clock
 from cellstate_service.engine.batch import Batch
+from cellstate_service.engine.journal import Journal, content_digest
 from cellstate_service.engine.load import EngineLoad
 from cellstate_service.engine.outbox import Outbox
 from cellstate_service.engine.processors import Processors
@@ -112,6 +113,8 @@ class EngineCore:
         self.events += recorded.events
         self._observe(taken, recorded, ended_s - began_s)
         for resident, request, outcome in zip(residents, taken.requests, recorded.outcomes, strict=True):
+            if request.position is not None and resident.journal is not None:
+                resident.journal.moved(request, resident.position)
             if outcome is not None:
                 self._end(resident, request, outcome)
             else:
@@ -122,25 +125,31 @@ class EngineCore:
             self._metrics.step_failures_total.inc()
             self._fail(resident, outcome.error)
         else:
-            self.events.append((request.outbox, outcome))
-            resident.requests.pop(0)
+            self._finish(resident, request, outcome)
             self._begin_next(resident)
+
+    def _finish(self, resident: Resident, request: Request, finished: Finished) -> None:
+        """Tell that the session's first request ended, and take it out."""
+        self.events.append((request.outbox, finished))
+        if request.position is not None and resident.journal is not None:
+            resident.journal.finish(finished)
+            request.outbox.follows = resident.position
+        resident.requests.pop(0)
 
     def _advance(self, resident: Resident, request: Request, now_s: float) -> None:
         """After a step that did not end the request by itself: end it where all is done, pause it where its reader is behind."""
         if request.consuming:
-            if request.outbox.full:
+            if _must_wait(resident, request):
                 self._pause(resident, request)
             return
         generation = request.generation
         if generation is None or request.generated >= generation.max_steps:
             reason = Finish.INPUT_CONSUMED if generation is None else Finish.MAX_STEPS
-            self.events.append((request.outbox, self._recorder.finished(resident, request, reason, now_s)))
-            resident.requests.pop(0)
+            self._finish(resident, request, self._recorder.finished(resident, request, reason, now_s))
             self._begin_next(resident)
         elif request.stop_requested:
             self._finish_stopped(resident, request, now_s)
-        elif request.outbox.full:
+        elif _must_wait(resident, request):
             self._pause(resident, request)
 
     def _pause(self, resident: Resident, request: Request) -> None:
@@ -151,7 +160,7 @@ class EngineCore:
 
     def make_ready(self, resident: Resident) -> None:
         """Let a session that has requests step (again)."""
-        if resident.requests and not resident.closed:
+        if resident.requests and not resident.closed and not (resident.journal is not None and resident.journal.full):
             resident.requests[0].outbox.paused = False
             self._scheduler.add(resident, resident.requests[0].deadline_s)
 
@@ -183,7 +192,7 @@ class EngineCore:
                 return
             if ready:
                 self._scheduler.add(resident, request.deadline_s)
-                if request.outbox.full:
+                if _must_wait(resident, request):
                     self._pause(resident, request)
                 return
         self._working.pop(resident, None)
@@ -196,12 +205,16 @@ class EngineCore:
             self.events.append((request.outbox, StopTaken(resident.position)))
             resident.requests.pop(0)
             return False
-        if request.position is not None and request.position != resident.position:
-            raise Precondition(
-                f"position: {request.position} is not the session's next position {resident.position}",
-                Reason.POSITION_MISMATCH,
-                field="position",
-            )
+        position = request.outbox.follows if request.position is None else request.position
+        if position is not None:
+            digest, request.position = content_digest(request), position
+            if position < resident.position:
+                return self._repeat(resident, request, digest)
+            if position > resident.position:
+                raise Precondition(
+                    f"position: {position} is not the session's next position {resident.position}", Reason.POSITION_MISMATCH, field="position"
+                )
+            self._journal(resident).begin(request, digest, position)
         if request.stop_requested and not request.consuming:
             self._finish_stopped(resident, request, self._clock.monotonic(), begin_next=False)
             return False
@@ -217,7 +230,7 @@ class EngineCore:
                     Reason.NOTHING_TO_GENERATE_FROM,
                     field="input",
                 )
-            request.inputs, request.emit = np.asarray(self._model.start_value)[None], Emit.NONE
+            self._begin_from_start_value(request)
         return True
 
     def _answer_last_output(self, resident: Resident, request: Request) -> None:
@@ -227,12 +240,52 @@ class EngineCore:
         event = self._recorder.answered(first, request, output) if isinstance(output, list) else Outputs(first, output, "", [], generated=False)
         request.outbox.sent += 1
         self.events.append((request.outbox, event))
-        self.events.append((request.outbox, self._recorder.finished(resident, request, Finish.INPUT_CONSUMED, self._clock.monotonic())))
-        resident.requests.pop(0)
+        if request.position is not None:
+            self._journal(resident).emitted(event)
+        self._finish(resident, request, self._recorder.finished(resident, request, Finish.INPUT_CONSUMED, self._clock.monotonic()))
+
+    def _journal(self, resident: Resident) -> Journal:
+        if resident.journal is None:
+            resident.journal = Journal()
+        return resident.journal
+
+    def _repeat(self, resident: Resident, request: Request, digest: bytes) -> bool:
+        """Answer a request again that was made before at the position that it names; return whether it needs further steps, since its call was cut."""
+        entry = self._journal(resident).again(request, digest, request.position or 0, resident.position)
+        self._metrics.repeats_answered_total.inc()
+        for outputs in entry.outputs:
+            request.outbox.sent += len(outputs.values)
+            self.events.append((request.outbox, outputs))
+        if entry.finished is not None:
+            self.events.append((request.outbox, entry.finished))
+            request.outbox.follows = entry.position
+            resident.requests.pop(0)
+            return False
+        if request.inputs is None and entry.consumed:
+            self._begin_from_start_value(request)
+        request.consumed, request.generated = entry.consumed, entry.generated
+        return True
+
+    def acknowledge(self, resident: Resident, position: int, *, running: bool) -> None:
+        """Take in up to where a caller has all outputs, said when it opens or while it is `running`; a session that waited for it goes on."""
+        self._journal(resident).acknowledge(min(position, resident.position), running=running)
+        self._go_on(resident)
+
+    def acknowledged_last(self, resident: Resident) -> None:
+        """Take in that a caller who acknowledged cannot do so any more: its session waits for it no longer."""
+        self._journal(resident).acknowledged_last()
+        self._go_on(resident)
+
+    def _go_on(self, resident: Resident) -> None:
+        first = resident.requests[0].outbox if resident.requests else None
+        if first is not None and first.paused and first.has_room_again:
+            self.make_ready(resident)
+
+    def _begin_from_start_value(self, request: Request) -> None:
+        request.inputs, request.emit = np.asarray(self._model.start_value)[None], Emit.NONE
 
     def _finish_stopped(self, resident: Resident, request: Request, now_s: float, *, begin_next: bool = True) -> None:
-        self.events.append((request.outbox, self._recorder.finished(resident, request, Finish.STOP_DIRECTIVE, now_s)))
-        resident.requests.pop(0)
+        self._finish(resident, request, self._recorder.finished(resident, request, Finish.STOP_DIRECTIVE, now_s))
         if begin_next:
             self._begin_next(resident)
 
@@ -302,7 +355,7 @@ class EngineCore:
         if resident.slot is not None:
             self._pool.clear(resident.slot)
         resident.position, resident.seed, resident.has_output = 0, seed, False
-        resident.tail_tokens, resident.tail_text = None, ""
+        resident.tail_tokens, resident.tail_text, resident.journal = None, "", None
         if resident.decoder is not None:
             resident.decoder.reset()
 
@@ -338,6 +391,11 @@ class EngineCore:
         for resident in list(self._working):
             while resident.requests:
                 self._fail(resident, error())
+
+
+def _must_wait(resident: Resident, request: Request) -> bool:
+    """Tell whether a session is to wait for its caller: to read, or to say what it has received."""
+    return request.outbox.full or (request.position is not None and resident.journal is not None and resident.journal.full)
 
 
 def _chunk_left(resident: Resident) -> int:

@@ -113,6 +113,14 @@ class Engine:
         """Let a paused session go on: its caller took outputs."""
         self._hand_over(lambda: self._core.make_ready(resident))
 
+    def acknowledge(self, resident: Resident, position: int, *, running: bool) -> None:
+        """Take in up to where a caller has all outputs, said when it opens or while its call is `running`."""
+        self._hand_over(lambda: self._core.acknowledge(resident, position, running=running))
+
+    def acknowledged_last(self, resident: Resident) -> None:
+        """Take in that a caller who acknowledged while its call ran cannot do so any more."""
+        self._hand_over(lambda: self._core.acknowledged_last(resident))
+
     def cancel(self, resident: Resident, outbox: Outbox, error: CellstateError | None = None) -> None:
         """Drop the requests of a call, between two steps. With an error the call ends with it, after what was emitted before."""
         self._hand_over(lambda: self._core.drop(resident, outbox, error))

@@ -1,6 +1,7 @@
 """The event loop's side of a call: what the engine emitted and the caller has not taken yet. Only the loop touches it, but for the counters named below."""
 
 import asyncio
+import itertools
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -62,30 +63,35 @@ class Emitted:
 
 
 Item = Emitted | Finished | StopTaken
+_numbers = itertools.count(1)
 
 
 class Outbox:
     """Events of one call in their order, outputs coalesced while nobody takes them.
 
     Attributes:
+        number: Rises with each made.
         window: Steps that may wait here before the engine pauses the session.
         coalesced: Steps that are joined into one item at most.
         sent: Steps that the engine emitted. Written by the engine thread.
         taken: Steps that the caller took. Written by the loop.
         paused: The session waits for the caller to take outputs. Written by the engine thread.
         dropped: The call failed or ended, so that the engine takes no more requests of it. Written by the engine thread.
+        follows: Where the call's last request ended, in calls that name a position: there its next one begins. Written by the engine thread.
         listener: Called in the loop when events have arrived, beside whoever waits.
     """
 
-    __slots__ = ("_error", "_items", "_waiter", "coalesced", "dropped", "listener", "paused", "sent", "taken", "window")
+    __slots__ = ("_error", "_items", "_waiter", "coalesced", "dropped", "follows", "listener", "number", "paused", "sent", "taken", "window")
 
     def __init__(self, window: int, coalesced: int) -> None:
+        self.number = next(_numbers)
         self.window = window
         self.coalesced = coalesced
         self.sent = 0
         self.taken = 0
         self.paused = False
         self.dropped = False
+        self.follows: int | None = None
         self.listener: Callable[[], None] | None = None
         self._items: deque[Item] = deque()
         self._error: CellstateError | None = None

@@ -136,8 +136,7 @@ class Recorder:
         else:
             values = steps.outputs[-answered:, row] if count == steps.asked else steps.outputs[:answered, row]
             event = Outputs(first, values.copy(), "", [], generated=False)
-        request.outbox.sent += answered
-        recorded.events.append((request.outbox, event))
+        _emit(recorded, resident, request, event)
 
     def _tokens(self, recorded: Recorded, resident: Resident, request: Request, tokens: list[int], logs: list[float], now_s: float) -> Finished | None:
         text = resident.generated(tokens)
@@ -157,6 +156,12 @@ class Recorder:
 def _generated(recorded: Recorded, resident: Resident, request: Request, values: "list[int] | NDArray[np.float32]", text: str, logs: list[float]) -> None:
     count = len(values)
     request.generated += count
-    request.outbox.sent += count
     recorded.generated += count
-    recorded.events.append((request.outbox, Outputs(resident.position - count, values, text, logs, generated=True)))
+    _emit(recorded, resident, request, Outputs(resident.position - count, values, text, logs, generated=True))
+
+
+def _emit(recorded: Recorded, resident: Resident, request: Request, outputs: Outputs) -> None:
+    request.outbox.sent += len(outputs.values)
+    recorded.events.append((request.outbox, outputs))
+    if request.position is not None and resident.journal is not None:
+        resident.journal.emitted(outputs)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from cellstate_service.engine.journal import Journal
 from cellstate_service.engine.request import Generation, Request
 from cellstate_service.models.tokenizers import TextDecoder
 
@@ -28,6 +29,7 @@ class Resident:
         tail_tokens: The last generated tokens (at least TAIL_TOKENS of them), for stop sequences that span two requests; None where there are none.
         tail_text: The same as text.
         requests: Requests in the order they came; the first is running.
+        journal: What it was lately asked and answered; None where no call named a position.
         closed: Its slot was given back.
     """
 
@@ -39,6 +41,7 @@ class Resident:
     tail_tokens: list[int] | None = None
     tail_text: str = ""
     requests: list[Request] = field(default_factory=list)
+    journal: Journal | None = None
     closed: bool = False
 
     @property

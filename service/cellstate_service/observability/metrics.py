@@ -60,6 +60,7 @@ class Metrics:
             queue_seconds=self.queue_seconds.labels(model),
             step_seconds=self.step_seconds.labels(model),
             step_failures_total=self.step_failures_total.labels(model),
+            repeats_answered_total=self.repeats_answered_total.labels(model),
             sessions=self.sessions.labels(model),
             sessions_created_total=self.sessions_created_total.labels(model),
             slots=self.slots.labels(model),
@@ -80,6 +81,9 @@ class Metrics:
         self.steps_total = Counter("cellstate_steps_total", "Steps taken, by what fed them.", ["model", "kind"], registry=self.registry)
         self.generated_tokens_total = Counter("cellstate_generated_tokens_total", "Tokens drawn by generation.", ["model"], registry=self.registry)
         self.step_failures_total = Counter("cellstate_step_failures_total", "Rows whose step raised or was not finite.", ["model"], registry=self.registry)
+        self.repeats_answered_total = Counter(
+            "cellstate_repeats_answered_total", "Requests that were made before, answered again and applied once.", ["model"], registry=self.registry
+        )
         self.batch_rows = Histogram(
             "cellstate_batch_rows", "Sessions advanced together by one step.", ["model"], buckets=BATCH_BUCKETS_ROWS, registry=self.registry
         )
@@ -126,6 +130,7 @@ class ModelMetrics:
     queue_seconds: Histogram
     step_seconds: Histogram
     step_failures_total: Counter
+    repeats_answered_total: Counter
     sessions: Gauge
     sessions_created_total: Counter
     slots: Gauge

@@ -66,7 +66,8 @@ def decode_target(target: inference_pb2.Target, field: str = "target") -> CallTa
         reference = target.session
         if not reference.name:
             raise InvalidInput(f"{field}.session.name: empty; name a session", field=f"{field}.session.name")
-        return CallTarget(name=reference.name, uid=reference.uid, stream_token=reference.stream_token, take_over=reference.take_over)
+        acknowledged = reference.acknowledged_position if reference.HasField("acknowledged_position") else None
+        return CallTarget("", reference.name, reference.uid, reference.stream_token, reference.take_over, acknowledged)
     raise InvalidInput(f"{field}: name a model or a session", field=field)
 
 

@@ -34,6 +34,7 @@ class Intake:
             opening.call.stop_generation()
             return
         elif kind == "acknowledge":
+            opening.call.acknowledge(message.acknowledge.position)
             return
         else:
             raise InvalidInput(f"message: {_MISPLACED.get(kind or '', 'the message is empty')}", Reason.STREAM_PROTOCOL, field=kind or "message")

@@ -58,6 +58,7 @@ class Call:
         self._room: asyncio.Event | None = None  # made where somebody waits for it
         self._half_closed = False
         self._failing = False
+        self._acknowledges = False
         self._stream_token = ""
 
     @property
@@ -85,6 +86,12 @@ class Call:
         """End the generations that are running or waiting to run; `next` returns StopTaken in its turn."""
         self._hand_over(0, 0)
         self._engine.stop_generation(self._resident, self.outbox)
+
+    def acknowledge(self, position: int, *, running: bool = True) -> None:
+        """Take in up to where the caller has all outputs: what lies before need not be kept to be answered again."""
+        if self.session is not None:
+            self._acknowledges = self._acknowledges or running
+            self._engine.acknowledge(self._resident, position, running=running)
 
     def ask_position(self) -> None:
         """Have the position told in its turn, behind all that was handed over: `next` returns StopTaken. With generations behind it, see `stop_generation`."""
@@ -120,6 +127,8 @@ class Call:
     def half_close(self) -> None:
         """Say that nothing more will be handed over: once all is answered, `next` returns None."""
         self._half_closed = True
+        if self._acknowledges:
+            self._engine.acknowledged_last(self._resident)
         self.outbox.wake()
 
     async def next(self) -> Item | None:

@@ -26,6 +26,7 @@ class CallTarget:
     uid: str = ""
     stream_token: str = ""
     take_over: bool = False
+    acknowledged: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +247,8 @@ class SessionManager:
         self._supersede(session, target, field)
         session.use(self._clock.now())
         session.call = call
+        if target.acknowledged is not None:
+            call.acknowledge(target.acknowledged, running=False)
 
     def close_call(self, call: Call) -> None:
         """End a call; its session is free for the next and begins to idle."""

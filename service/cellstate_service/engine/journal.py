@@ -1,0 +1,166 @@
+"""What a session was lately asked and answered, so that what is asked again is answered again and applied once. Engine thread only; plain data.
+
+A request that carries a position can be repeated: its caller may not know whether it arrived, or where its answers were lost. It is recognised by the position
+of its first step and a digest of its content. What it emitted is kept until its caller says that it has it, or, for callers that say nothing, until their next
+call begins or the bounds are reached.
+"""
+
+import hashlib
+from collections import deque
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from cellstate_service.engine.request import Finished, Outputs, Request
+from cellstate_service.errors import Aborted, CellstateError, Precondition, Reason
+
+KEPT_BYTES = 1 << 20
+"""Outputs of one session that are kept at most."""
+KEPT_REQUESTS = 1024
+"""Requests of one session that are remembered at most."""
+
+
+def content_digest(request: Request) -> bytes:
+    """Return a digest of what a request asks for: its inputs, what it emits and how, and what it generates; not of when, by whom, or with which deadline."""
+    asked = (request.emit, request.form, request.sampling, request.generation, request.generation_sampling, request.log_probabilities)
+    digest = hashlib.blake2b(repr(asked).encode(), digest_size=16)
+    if request.inputs is not None:
+        digest.update(f"{request.inputs.dtype}{request.inputs.shape}".encode())
+        digest.update(np.ascontiguousarray(request.inputs).data)
+    return digest.digest()
+
+
+def _bytes(outputs: Outputs) -> int:
+    values = 8 * len(outputs.values) if isinstance(outputs.values, list) else outputs.values.nbytes
+    return values + len(outputs.text) + 8 * len(outputs.log_probabilities)
+
+
+@dataclass(slots=True)
+class Entry:
+    """A request that began.
+
+    Attributes:
+        first: Position of its first step.
+        digest: Of its content.
+        position: Where it stands: after its last step so far.
+        consumed, generated: Steps so far.
+        outputs: What it emitted and is still kept.
+        forgotten: Position up to which its outputs are not kept any more.
+        finished: How it ended; None while it has not.
+    """
+
+    first: int
+    digest: bytes
+    position: int
+    consumed: int = 0
+    generated: int = 0
+    outputs: deque[Outputs] = field(default_factory=deque)
+    forgotten: int = 0
+    finished: Finished | None = None
+
+
+class Journal:
+    """The requests of a session's last call, and what they emitted.
+
+    Attributes:
+        acknowledged: Position up to which the caller said that it has all outputs.
+    """
+
+    __slots__ = ("_acknowledges", "_bytes", "_call", "_entries", "acknowledged")
+
+    def __init__(self) -> None:
+        self.acknowledged = 0
+        self._acknowledges = False
+        self._entries: deque[Entry] = deque()
+        self._bytes = 0
+        self._call = 0
+
+    def __len__(self) -> int:
+        """Return the number of requests that are remembered."""
+        return len(self._entries)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of outputs that are kept."""
+        return self._bytes
+
+    @property
+    def full(self) -> bool:
+        """Whether a caller that acknowledges while its call runs is to do so before there is more: what such a caller may need is not forgotten."""
+        return self._acknowledges and self._bytes >= KEPT_BYTES
+
+    def begin(self, request: Request, digest: bytes, position: int) -> None:
+        """Record that a request begins where the session stands. Whoever begins a call there has what the calls before emitted."""
+        if self._call != request.outbox.number:
+            self._call, self._acknowledges = request.outbox.number, False
+            self._entries.clear()
+            self._bytes = 0
+        self._entries.append(Entry(position, digest, position))
+        while len(self._entries) > KEPT_REQUESTS:
+            self._drop_first()
+
+    def again(self, request: Request, digest: bytes, position: int, present: int) -> Entry:
+        """Return what is known of a request that was made before, at `position`; the session stands at `present`.
+
+        Raises:
+            Aborted: The position was taken with other content.
+            Precondition: It is too long ago.
+        """
+        found = next((entry for entry in self._entries if entry.first == position and entry.digest == digest), None)
+        if found is None and any(entry.first <= position < entry.position for entry in self._entries):
+            raise _conflict(position, present, "another request took it")
+        if found is not None and found.finished is None and found is not self._entries[-1]:
+            raise _conflict(position, present, "the session went on from the middle of it")
+        if found is not None and found.forgotten <= max(found.first, self.acknowledged):
+            self._call = request.outbox.number
+            return found
+        raise Precondition(
+            f"position: {position} was taken, the session's next position is {present}, and what was answered then is not held any more",
+            Reason.POSITION_MISMATCH,
+            field="position",
+        ).at(present)
+
+    def emitted(self, outputs: Outputs) -> None:
+        """Record what the running request emitted."""
+        entry = self._entries[-1]
+        entry.outputs.append(outputs)
+        self._bytes += _bytes(outputs)
+        while not self._acknowledges and self._bytes > KEPT_BYTES:
+            self._forget_oldest()
+
+    def moved(self, request: Request, position: int) -> None:
+        """Record where the running request stands."""
+        entry = self._entries[-1]
+        entry.position, entry.consumed, entry.generated = position, request.consumed, request.generated
+
+    def finish(self, finished: Finished) -> None:
+        """Record how the running request ended."""
+        self._entries[-1].finished = finished
+
+    def acknowledge(self, position: int, *, running: bool) -> None:
+        """Forget outputs before a position: the caller has them. One that says so while its call is `running` will go on to say so."""
+        self.acknowledged = max(position, self.acknowledged)
+        self._acknowledges = self._acknowledges or running
+        for entry in self._entries:
+            while entry.outputs and entry.outputs[0].position <= self.acknowledged:
+                self._bytes -= _bytes(entry.outputs.popleft())
+
+    def acknowledged_last(self) -> None:
+        """Take in that the caller cannot acknowledge any more: from now on the oldest outputs are forgotten at the bound."""
+        self._acknowledges = False
+
+    def _forget_oldest(self) -> None:
+        for entry in self._entries:
+            if entry.outputs:
+                outputs = entry.outputs.popleft()
+                self._bytes -= _bytes(outputs)
+                entry.forgotten = outputs.position
+                return
+
+    def _drop_first(self) -> None:
+        self._bytes -= sum(map(_bytes, self._entries.popleft().outputs))
+
+
+def _conflict(position: int, present: int, why: str) -> CellstateError:
+    text = f"position: {position} was taken with other content ({why}); the session's next position is {present}"
+    return Aborted(text, Reason.POSITION_CONFLICT, field="position").at(present)
