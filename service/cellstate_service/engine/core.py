@@ -211,9 +211,7 @@ class EngineCore:
             if position < resident.position:
                 return self._repeat(resident, request, digest)
             if position > resident.position:
-                raise Precondition(
-                    f"position: {position} is not the session's next position {resident.position}", Reason.POSITION_MISMATCH, field="position"
-                )
+                raise Precondition(f"position: {position} is not the session's next position {resident.position}", Reason.POSITION_MISMATCH, field="position")
             self._journal(resident).begin(request, digest, position)
         if request.stop_requested and not request.consuming:
             self._finish_stopped(resident, request, self._clock.monotonic(), begin_next=False)

@@ -91,8 +91,7 @@ class Journal:
 
     def begin(self, request: Request, digest: bytes, position: int) -> None:
         """Record that a request begins where the session stands. Whoever begins a call there has what the calls before emitted."""
-        if self._call != request.outbox.number:
-            self._call, self._acknowledges = request.outbox.number, False
+        if self._of_another_call(request):
             self._entries.clear()
             self._bytes = 0
         self._entries.append(Entry(position, digest, position))
@@ -112,7 +111,7 @@ class Journal:
         if found is not None and found.finished is None and found is not self._entries[-1]:
             raise _conflict(position, present, "the session went on from the middle of it")
         if found is not None and found.forgotten <= max(found.first, self.acknowledged):
-            self._call = request.outbox.number
+            self._of_another_call(request)
             return found
         raise Precondition(
             f"position: {position} was taken, the session's next position is {present}, and what was answered then is not held any more",
@@ -148,6 +147,13 @@ class Journal:
     def acknowledged_last(self) -> None:
         """Take in that the caller cannot acknowledge any more: from now on the oldest outputs are forgotten at the bound."""
         self._acknowledges = False
+
+    def _of_another_call(self, request: Request) -> bool:
+        """Tell whether a request is the first of a call, which is the newest from then on: whether it acknowledges is to be seen."""
+        if self._call == request.outbox.number:
+            return False
+        self._call, self._acknowledges = request.outbox.number, False
+        return True
 
     def _forget_oldest(self) -> None:
         for entry in self._entries:

@@ -175,6 +175,21 @@ def test_who_acknowledges_is_waited_for_and_nothing_is_forgotten(core: EngineCor
     assert resident.position == 101
 
 
+def test_who_comes_back_without_acknowledging_is_not_waited_for(core: EngineCore, resident: Resident, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "KEPT_BYTES", 80)
+    box = outbox(window=1000)
+    core.accept(resident, consume(box, 1, position=0))
+    core.acknowledge(resident, 1, running=True)
+    core.accept(resident, generate(box, 100))
+    for _ in range(200):
+        core.step()
+    core.drop(resident, box)
+    assert resident.position < 101
+    told = ask(core, resident, generate(outbox(window=1000), 100, position=1))
+    assert told[-1] == (Finish.MAX_STEPS, 101, 0, 100)
+    assert [position for position, _ in told[:-1]] == list(range(1, 101))
+
+
 def test_a_digest_is_of_the_content_alone() -> None:
     def digest(**parts: Any) -> bytes:
         return content_digest(consume(outbox(), 1, 2, **parts))
