@@ -16,6 +16,8 @@ from cellstate.v1 import inference_pb2
 _Request = inference_pb2.ManyToManyRequest
 ACKNOWLEDGED_BYTES = 128 << 10
 """Outputs after which a stream on a session acknowledges by itself."""
+ACKNOWLEDGED_STEPS = 1024
+"""Or after so many steps: the server counts what each takes beside its values, too."""
 
 
 class StreamCore:
@@ -41,7 +43,7 @@ class StreamCore:
         self.reader = Reader(options.get("form"), tracked)
         self.going_on = GoingOn(self.reader.received, resume_s if tracked is not None else 0.0, options.get("timeout_s"))
         self._log = StreamLog()
-        self._unacknowledged_bytes = 0
+        self._unacknowledged_bytes = self._unacknowledged_steps = 0
         self.events: deque[Output | Completion] = deque()
         self.stops: deque[int] = deque()
         self.position = 0
@@ -88,6 +90,7 @@ class StreamCore:
             self._log.opened(self.position)
         self._log.answered(response)
         self._unacknowledged_bytes += response.output.ByteSize()
+        self._unacknowledged_steps += response.output.position - response.output.first_position
         for event in self.reader.read(response):
             self.position = event.position
             self.events.append(event)
@@ -97,9 +100,10 @@ class StreamCore:
 
     def due(self) -> inference_pb2.ManyToManyRequest | None:
         """Return the acknowledgement that should be sent now: the server keeps outputs until it has it, within bounds."""
-        if self._unacknowledged_bytes < ACKNOWLEDGED_BYTES or self.half_closed or not self.going_on.possible:
+        few = self._unacknowledged_bytes < ACKNOWLEDGED_BYTES and self._unacknowledged_steps < ACKNOWLEDGED_STEPS
+        if few or self.half_closed or not self.going_on.possible:
             return None
-        self._unacknowledged_bytes = 0
+        self._unacknowledged_bytes = self._unacknowledged_steps = 0
         return _Request(acknowledge=inference_pb2.Acknowledgement(position=self.reader.received.position))
 
     def wait_s(self, error: CellstateError) -> float | None:
@@ -111,7 +115,7 @@ class StreamCore:
         opening = _Request()
         opening.CopyFrom(self.opening)
         opening.open.target.session.CopyFrom(again(self.opening.open.target.session, self.reader.received, self._log.position))
-        self._unacknowledged_bytes = 0
+        self._unacknowledged_bytes = self._unacknowledged_steps = 0
         return [opening, *self._log.again()]
 
     def finish(self, error: CellstateError | None = None) -> None:

@@ -9,7 +9,8 @@ import pytest
 import pytest_asyncio
 
 import cellstate
-from cellstate_service.engine.journal import KEPT_BYTES
+from cellstate._stream_core import ACKNOWLEDGED_BYTES, ACKNOWLEDGED_STEPS
+from cellstate_service.engine.journal import KEPT_BYTES, OUTPUTS_BYTES
 from tests.integration.serving import Served, eventually, link_models, serving
 from tests.proxy import Proxy
 
@@ -186,6 +187,22 @@ async def test_a_large_stream_acknowledges_by_itself(client: cellstate.AsyncClie
                 proxy.cut()
         assert received == steps
     assert cuts == []
+
+
+async def test_a_stream_of_single_tokens_acknowledges_in_time(client: cellstate.AsyncClient, proxy: Proxy, direct: str) -> None:
+    """Many more steps than the server keeps: it waits for acknowledgements, and they come."""
+    assert ACKNOWLEDGED_STEPS * OUTPUTS_BYTES + 2 * ACKNOWLEDGED_BYTES <= KEPT_BYTES
+    steps = 3 * KEPT_BYTES // OUTPUTS_BYTES
+    async with client.session("lstm-text", seed=SEED) as session, session.stream(form="tokens", emit="none") as stream:
+        await stream.send("Hello")
+        await stream.generate(max_steps=steps)
+        tokens: list[int] = []
+        async for output in stream.until_completion():
+            tokens += output.tokens.tolist()
+            if proxy.cuts < len(tokens) // 5000:
+                proxy.cut()
+        assert proxy.cuts == 2
+        assert tokens == await uncut(direct, steps)
 
 
 async def test_a_server_that_stays_away_is_told_after_the_limit(proxy: Proxy) -> None:

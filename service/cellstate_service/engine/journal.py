@@ -6,7 +6,6 @@ call begins or the bounds are reached.
 """
 
 import hashlib
-from collections import deque
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,6 +15,8 @@ from cellstate_service.errors import Aborted, CellstateError, Precondition, Reas
 
 KEPT_BYTES = 1 << 20
 """Outputs of one session that are kept at most."""
+OUTPUTS_BYTES = 256
+"""Of that, what outputs of one step or a few take beside their values: Python's objects."""
 KEPT_REQUESTS = 1024
 """Requests of one session that are remembered at most."""
 
@@ -32,12 +33,12 @@ def content_digest(request: Request) -> bytes:
 
 def _bytes(outputs: Outputs) -> int:
     values = 8 * len(outputs.values) if isinstance(outputs.values, list) else outputs.values.nbytes
-    return values + len(outputs.text) + 8 * len(outputs.log_probabilities)
+    return OUTPUTS_BYTES + values + len(outputs.text) + 8 * len(outputs.log_probabilities)
 
 
 @dataclass(slots=True)
 class Entry:
-    """A request that began.
+    """A request that began. It has lists, as residents do: an empty deque takes 0.7 KiB, and most sessions are idle.
 
     Attributes:
         first: Position of its first step.
@@ -54,7 +55,7 @@ class Entry:
     position: int
     consumed: int = 0
     generated: int = 0
-    outputs: deque[Outputs] = field(default_factory=deque)
+    outputs: list[Outputs] = field(default_factory=list)
     forgotten: int = 0
     finished: Finished | None = None
 
@@ -71,7 +72,7 @@ class Journal:
     def __init__(self) -> None:
         self.acknowledged = 0
         self._acknowledges = False
-        self._entries: deque[Entry] = deque()
+        self._entries: list[Entry] = []
         self._bytes = 0
         self._call = 0
 
@@ -141,8 +142,9 @@ class Journal:
         self.acknowledged = max(position, self.acknowledged)
         self._acknowledges = self._acknowledges or running
         for entry in self._entries:
-            while entry.outputs and entry.outputs[0].position <= self.acknowledged:
-                self._bytes -= _bytes(entry.outputs.popleft())
+            had = next((index for index, outputs in enumerate(entry.outputs) if outputs.position > self.acknowledged), len(entry.outputs))
+            self._bytes -= sum(map(_bytes, entry.outputs[:had]))
+            del entry.outputs[:had]
 
     def acknowledged_last(self) -> None:
         """Take in that the caller cannot acknowledge any more: from now on the oldest outputs are forgotten at the bound."""
@@ -158,13 +160,13 @@ class Journal:
     def _forget_oldest(self) -> None:
         for entry in self._entries:
             if entry.outputs:
-                outputs = entry.outputs.popleft()
+                outputs = entry.outputs.pop(0)
                 self._bytes -= _bytes(outputs)
                 entry.forgotten = outputs.position
                 return
 
     def _drop_first(self) -> None:
-        self._bytes -= sum(map(_bytes, self._entries.popleft().outputs))
+        self._bytes -= sum(map(_bytes, self._entries.pop(0).outputs))
 
 
 def _conflict(position: int, present: int, why: str) -> CellstateError:

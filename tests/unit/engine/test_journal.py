@@ -137,11 +137,12 @@ def test_an_old_repeat_cannot_hit_a_session_that_was_reset(core: EngineCore, res
 
 
 def test_what_is_kept_is_bounded_and_the_oldest_is_forgotten(core: EngineCore, resident: Resident, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal, "KEPT_BYTES", 4 * 7 * 4)
+    kept = 4 * (7 * 4 + journal.OUTPUTS_BYTES)
+    monkeypatch.setattr(journal, "KEPT_BYTES", kept)
     box = outbox()
     ask(core, resident, *[consume(box, token, form=Form.LOGITS, position=token) for token in range(6)])
     assert resident.journal is not None
-    assert resident.journal.kept_bytes <= 4 * 7 * 4
+    assert resident.journal.kept_bytes <= kept
     assert failure(core, resident, consume(outbox(), 0, form=Form.LOGITS, position=0)) is Reason.POSITION_MISMATCH
     assert len(ask(core, resident, consume(outbox(), 5, form=Form.LOGITS, position=5))) == 2
 
