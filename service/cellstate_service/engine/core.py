@@ -80,7 +80,7 @@ class EngineCore:
             self._fail(resident, DeadlinePassed("the next step would come after the deadline: allow more time, or ask for fewer steps"))
         if not residents:
             return
-        left = [_chunk_left(resident) for resident in residents]
+        left = [resident.chunk_left for resident in residents]
         ahead = self._ahead([resident for resident, steps in zip(residents, left, strict=True) if steps <= 1])
         plan = plan_steps(left, ahead)
         if plan.single:
@@ -139,7 +139,7 @@ class EngineCore:
     def _advance(self, resident: Resident, request: Request, now_s: float) -> None:
         """After a step that did not end the request by itself: end it where all is done, pause it where its reader is behind."""
         if request.consuming:
-            if _must_wait(resident, request):
+            if resident.must_wait:
                 self._pause(resident, request)
             return
         generation = request.generation
@@ -149,7 +149,7 @@ class EngineCore:
             self._begin_next(resident)
         elif request.stop_requested:
             self._finish_stopped(resident, request, now_s)
-        elif _must_wait(resident, request):
+        elif resident.must_wait:
             self._pause(resident, request)
 
     def _pause(self, resident: Resident, request: Request) -> None:
@@ -192,7 +192,7 @@ class EngineCore:
                 return
             if ready:
                 self._scheduler.add(resident, request.deadline_s)
-                if _must_wait(resident, request):
+                if resident.must_wait:
                     self._pause(resident, request)
                 return
         self._working.pop(resident, None)
@@ -389,15 +389,3 @@ class EngineCore:
         for resident in list(self._working):
             while resident.requests:
                 self._fail(resident, error())
-
-
-def _must_wait(resident: Resident, request: Request) -> bool:
-    """Tell whether a session is to wait for its caller: to read, or to say what it has received."""
-    return request.outbox.full or (request.position is not None and resident.journal is not None and resident.journal.full)
-
-
-def _chunk_left(resident: Resident) -> int:
-    """Return how many steps of input the session could take at once: those left of its chunk that its reader has room for; 0 where it generates."""
-    request = resident.requests[0]
-    left = request.input_steps - request.consumed
-    return min(left, request.outbox.room) if request.emit is Emit.ALL else left

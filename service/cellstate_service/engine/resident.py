@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellstate_service.engine.journal import Journal
-from cellstate_service.engine.request import Generation, Request
+from cellstate_service.engine.request import Emit, Generation, Request
 from cellstate_service.models.tokenizers import TextDecoder
 
 TAIL_TOKENS = 256
@@ -50,6 +50,19 @@ class Resident:
         if self.slot is None:
             raise ValueError("the session has no slot")
         return self.slot
+
+    @property
+    def must_wait(self) -> bool:
+        """Whether its running request waits for its caller: to read, or to say what it has received."""
+        request = self.requests[0]
+        return request.outbox.full or (request.position is not None and self.journal is not None and self.journal.full)
+
+    @property
+    def chunk_left(self) -> int:
+        """Steps of input that could be taken at once: those left of its running request that its reader has room for; 0 where that generates."""
+        request = self.requests[0]
+        left = request.input_steps - request.consumed
+        return min(left, request.outbox.room) if request.emit is Emit.ALL else left
 
     def consumed(self, steps: int, tokens: Sequence[int]) -> None:
         """Record that steps of input (`tokens`, of token models) were consumed: generation after them starts a new text."""
