@@ -131,9 +131,11 @@ class GoingOn:
         if self._received.position > self._position:
             self._position = self._received.position
             self._backoff.progressed()
-        wait_s = self._backoff.next_wait_s()
-        left_s = self.timeout_s
-        return None if wait_s is None or (left_s is not None and left_s <= wait_s) else max(wait_s, error.retry_after_s or 0.0)
+        wait_s, left_s = self._backoff.next_wait_s(), self.timeout_s
+        if wait_s is None:
+            return None
+        wait_s = max(wait_s, error.retry_after_s or 0.0)
+        return None if left_s is not None and left_s <= wait_s else wait_s
 
     @property
     def possible(self) -> bool:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cellstate._resume import FIRST_WAIT_S, LOG_MESSAGES, LONGEST_WAIT_S, Backoff, Received, StreamLog, can_go_on
+from cellstate._resume import FIRST_WAIT_S, LOG_MESSAGES, LONGEST_WAIT_S, Backoff, Received, Repeating, StreamLog, can_go_on
 from cellstate.errors import CellstateError, ErrorDetails
 from cellstate.v1 import inference_pb2, types_pb2
 
@@ -130,3 +130,15 @@ def test_waits_grow_to_a_bound_and_end_at_the_limit() -> None:
     again_s = backoff.next_wait_s()
     assert again_s is not None
     assert again_s <= FIRST_WAIT_S
+
+
+@pytest.mark.parametrize(("retry_after_s", "timeout_s", "goes_on"), [(None, 5.0, True), (3.0, 5.0, True), (6.0, 5.0, False), (6.0, None, True)])
+def test_nobody_waits_beyond_a_deadline(retry_after_s: float | None, timeout_s: float | None, goes_on: bool) -> None:
+    error = CellstateError("x", ErrorDetails(code="UNAVAILABLE", reason="SHUTTING_DOWN", retry_after_s=retry_after_s))
+    wait_s = Repeating(3, 60.0, timeout_s).wait_s(error)
+    assert (wait_s is not None) is goes_on
+    assert wait_s is None or wait_s >= (retry_after_s or 0.0)
+
+
+def test_a_call_without_a_position_is_not_repeated() -> None:
+    assert Repeating(None, 60.0, None).wait_s(CellstateError("x", ErrorDetails(code="UNAVAILABLE", reason="UNAVAILABLE"))) is None
