@@ -41,6 +41,8 @@ LABEL org.opencontainers.image.title="cellstate" \
       org.opencontainers.image.licenses="Apache-2.0"
 COPY --from=build /opt/cellstate /opt/cellstate
 COPY --from=build /models /models
+# Where the server's user may write: a volume there keeps the sessions.
+RUN install --directory --owner 65532 --group 65532 --mode 700 /data
 # Inside a container loopback reaches nobody, so both ports listen on every address; which of them leave the host is decided where they are published.
 ENV PATH=/opt/cellstate/bin:$PATH \
     HOME=/tmp \
@@ -49,7 +51,8 @@ ENV PATH=/opt/cellstate/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     CELLSTATE_HOST=0.0.0.0 \
     CELLSTATE_METRICS_HOST=0.0.0.0 \
-    CELLSTATE_MODELS=/models
+    CELLSTATE_MODELS=/models \
+    CELLSTATE_STORE__PATH=/data/sessions.db
 WORKDIR /tmp
 USER 65532:65532
 EXPOSE 50051 9464

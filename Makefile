@@ -3,9 +3,10 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
+MINUTES ?= 5
 export PATH := $(CURDIR)/.cache/bin:$(PATH)
 
-.PHONY: help setup setup-train setup-bench demo serve test bench bench-quick check format proto pins image-test clean
+.PHONY: help setup setup-train setup-bench demo serve test crash bench bench-quick check format proto pins image-test clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +26,9 @@ serve: setup  ## keep a server up on the bundled models (ARGS="--port 50051 ..."
 test: setup-train  ## run the whole suite (ARGS="-k name" for a part)
 	@scripts/install_test_needs.sh
 	@$(BIN)/python -m pytest $(ARGS)
+
+crash: setup  ## kill servers and cut connections under running sessions, and check every output (MINUTES=5 ARGS="--scenario redis ...")
+	@$(BIN)/python -m tests.crash --minutes $(MINUTES) $(ARGS)
 
 check: setup  ## format, lint, types, layers, contract, stubs, Dockerfile
 	@scripts/check.sh

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from benchmarks import ablation, inproc
 from benchmarks.command_line import parse
-from benchmarks.items import bits, idle, long, neighbour, paced, served, soak
+from benchmarks.items import bits, durability, idle, long, neighbour, paced, served, soak
 from benchmarks.machine import describe
 from benchmarks.places import MODELS
 from benchmarks.processes import BenchmarkError
@@ -40,7 +40,8 @@ def _works(run: Run) -> Iterator[Callable[[], None]]:
         yield lambda: bits.measure(run)
     if modes:
         yield lambda: served.measure(run, modes)
-    for item, module in (("paced", paced), ("long", long), ("neighbour", neighbour), ("idle", idle), ("ablation", ablation), ("soak", soak)):
+    others = {"paced": paced, "long": long, "neighbour": neighbour, "idle": idle, "ablation": ablation, "durability": durability, "soak": soak}
+    for item, module in others.items():
         if item in items:
             yield functools.partial(module.measure, run)
 

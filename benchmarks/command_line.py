@@ -39,6 +39,8 @@ def parse(arguments: list[str] | None = None) -> Options:
     parser.add_argument("--long-load-s", type=float, default=60.0, help="seconds for which others generate beside the long input at most")
     parser.add_argument("--idle-sessions", type=int, default=100_000)
     parser.add_argument("--callers", type=int, default=64, help="callers of the batching ablation")
+    parser.add_argument("--lasting-sizes", type=int, nargs="+", help="streams on sessions of each durability (default: 1 64 256, with --quick 64)")
+    parser.add_argument("--recovered", type=int, help="sessions of a server that is killed, for its recovery (default: 1000, with --quick 0)")
     parser.add_argument("--soak-s", type=float, default=600.0, help="seconds for which the soak makes twice as many calls as the machine answers")
     parser.add_argument("--no-triton", action="store_true", help="leave Triton out")
     given = parser.parse_args(arguments)
@@ -59,6 +61,8 @@ def parse(arguments: list[str] | None = None) -> Options:
         long_load_s=given.long_load_s,
         idle_sessions=given.idle_sessions,
         callers=given.callers,
+        lasting_sizes=tuple(given.lasting_sizes or ((64,) if quick else (1, 64, 256))),
+        recovered=(0 if quick else 1000) if given.recovered is None else given.recovered,
         soak_s=given.soak_s,
         triton=not given.no_triton and Triton.missing() is None,
         plain=not quick,

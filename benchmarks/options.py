@@ -5,7 +5,7 @@ from pathlib import Path
 
 from benchmarks.peers.triton_repository import Variant
 
-ITEMS = ("inproc", "bits", "generation", "stepping", "paced", "long", "neighbour", "idle", "ablation", "soak")
+ITEMS = ("inproc", "bits", "generation", "stepping", "paced", "long", "neighbour", "idle", "ablation", "soak", "durability")
 QUICK_ITEMS = ("inproc", "bits", "generation", "stepping")
 # What was seen to be best at one size or another; the full run tries all.
 QUICK_GENERATING = (Variant("generate", "packed", 1), Variant("generate", "packed", 2))
@@ -34,6 +34,8 @@ class Options:
         long_load_s: For how long the others generate beside it at most.
         idle_sessions: Idle sessions.
         callers: Of the ablation.
+        lasting_sizes: Streams on sessions of each durability.
+        recovered: Sessions that a killed server had; 0 leaves its recovery out.
         soak_s: For how long the soak overloads.
         triton: Measure Triton.
         plain: Measure the two plain servers.
@@ -54,6 +56,8 @@ class Options:
     long_load_s: float
     idle_sessions: int
     callers: int
+    lasting_sizes: tuple[int, ...]
+    recovered: int
     soak_s: float
     triton: bool
     plain: bool

@@ -68,6 +68,12 @@ class Server:
         if child is not None:
             child.stop()
 
+    def kill(self) -> None:
+        """End it at once, as a crash would."""
+        child, self._child = self._child, None
+        if child is not None:
+            child.kill()
+
     @contextlib.contextmanager
     def running(self) -> Iterator["Server"]:
         """Start it, and stop it at the end."""
@@ -93,20 +99,23 @@ class Cellstate(Server):
     Args:
         settings: Further settings, each `key=value`.
         models: Folder of models.
+        metrics: Offer metrics, at `metrics_url`.
     """
 
     name = "cellstate"
     wire = "cellstate"
 
-    def __init__(self, settings: Sequence[str] = (), models: Path = MODELS) -> None:
+    def __init__(self, settings: Sequence[str] = (), models: Path = MODELS, *, metrics: bool = False) -> None:
         super().__init__()
         self._settings = tuple(settings)
         self._models = models
+        self._metrics = ("--metrics-port", "0") if metrics else ("--no-metrics",)
+        self.metrics_url = ""
 
     def start(self) -> None:
         """Start it and read its address from its first line."""
-        command: list[str | Path] = [PYTHON, "-m", "cellstate.cli", "serve", "--port", "0", "--no-metrics", "--models", self._models, "--grace-s", "1"]
-        for setting in self._settings:
+        command: list[str | Path] = [PYTHON, "-m", "cellstate.cli", "serve", "--port", "0", *self._metrics, "--models", self._models, "--grace-s", "1"]
+        for setting in ("store.kind=memory", *self._settings):
             command += ["--set", setting]
         self._child = Child(command, LOGS / "cellstate.log", {"CELLSTATE_LOGGING__LEVEL": "warning"}, pipe=True)
         line = self._first_line()
@@ -114,6 +123,8 @@ class Cellstate(Server):
         if found is None:
             raise BenchmarkError(f"cellstate said {line!r} instead of its address")
         self._port = int(found[1])
+        offered = re.search(r"metrics on (http://\S+)", line)
+        self.metrics_url = "" if offered is None else offered[1]
 
 
 class Stepper(Server):

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Build the image, bring the stack of docker-compose.yml up, call all four modes from outside, stop it, and look at what is left. 'make image-test' runs this.
 #   DOCKER                the docker command (default: docker)
-#   IMAGE_TEST_PROFILES   profiles of docker-compose.yml to bring up too (default: observability; empty: the server alone)
+#   IMAGE_TEST_PROFILES   profiles of docker-compose.yml to bring up too (default: observability,scaled; empty: the server alone)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 docker=${DOCKER:-docker}
-profiles=${IMAGE_TEST_PROFILES-observability}
+profiles=${IMAGE_TEST_PROFILES-observability,scaled}
 project=cellstate-image-test
 # Free ports, so that the test meets neither a server nor a Grafana that runs here already.
-export GRPC_PORT=0 METRICS_PORT=0 PROMETHEUS_PORT=0 GRAFANA_PORT=0 CELLSTATE_IMAGE=cellstate:image-test COMPOSE_PROFILES=$profiles
+export GRPC_PORT=0 METRICS_PORT=0 PROMETHEUS_PORT=0 GRAFANA_PORT=0 ENVOY_PORT=0 CELLSTATE_IMAGE=cellstate:image-test COMPOSE_PROFILES=$profiles
 
 say() { printf '[%4ds] %s\n' "$SECONDS" "$*"; }
 fail() { say "FAIL: $*" >&2; exit 1; }
@@ -62,6 +62,17 @@ say "the four modes, called from outside"
 .venv/bin/cellstate demo --address "$grpc" --metrics-address "$(address cellstate 9464)" | sed 's/^/    /'
 case ",$profiles," in *,observability,*)
   .venv/bin/python scripts/image_test_observability.py "$(address prometheus 9090)" "$(address grafana 3000)" | while read -r line; do say "$line"; done
+esac
+case ",$profiles," in *,scaled,*)
+  say "sessions through Envoy, while one replica is killed and another one stopped"
+  mapfile -t replicas < <(compose ps --quiet replica)
+  .venv/bin/python scripts/image_test_scaled.py "$(address envoy 50051)" "$grpc" 20 & talking=$!
+  sleep 7
+  "$docker" kill "${replicas[0]}" >/dev/null
+  sleep 5
+  "$docker" stop --time 30 "${replicas[1]}" >/dev/null
+  wait "$talking" || fail "sessions went wrong while replicas went"
+  containers=$(compose ps --quiet)
 esac
 
 say "stop"

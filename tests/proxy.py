@@ -1,7 +1,9 @@
-"""A TCP proxy between a caller and a server, whose connections tests cut, hold and slow down."""
+"""A TCP proxy between callers and servers, whose connections tests cut, hold and slow down."""
 
 import asyncio
 import contextlib
+import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -9,19 +11,27 @@ CHUNK = 1 << 14
 
 
 class Proxy:
-    """Forwards a local port to another.
+    """Forwards a local port to another, or each connection to the one that `target` names then (None: to none).
 
     Attributes:
         port: Where it listens.
         connections: Made so far.
-        cuts: Connections that were cut.
+        cuts: Times that open connections were cut.
+        reaches: The port that the newest connection goes to; None before the first.
+        connected_s: When that was made, on `time.monotonic`.
+        delay_s: How long each chunk of data waits, in each direction.
+        bytes_per_s: How much passes at most, in each direction of each connection; None for any.
     """
 
-    def __init__(self, target: int) -> None:
+    def __init__(self, target: int | Callable[[], int | None]) -> None:
         self.target = target
         self.port = 0
         self.connections = 0
         self.cuts = 0
+        self.reaches: int | None = None
+        self.connected_s = 0.0
+        self.delay_s = 0.0
+        self.bytes_per_s: float | None = None
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -32,6 +42,11 @@ class Proxy:
     @property
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a connection is open."""
+        return bool(self._open)
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
@@ -66,15 +81,17 @@ class Proxy:
         self._answers_pass.set()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._refuses:
+        target = self.target() if callable(self.target) else self.target
+        if self._refuses or target is None:
             writer.transport.abort()
             return
         try:
-            to_server = await asyncio.open_connection("127.0.0.1", self.target)
+            to_server = await asyncio.open_connection("127.0.0.1", target)
         except OSError:
             writer.transport.abort()
             return
         self.connections += 1
+        self.reaches, self.connected_s = target, time.monotonic()
         self._open |= {writer, to_server[1]}
         for source, sink, held in ((reader, to_server[1], False), (to_server[0], writer, True)):
             task = asyncio.ensure_future(self._forward(source, sink, held=held))
@@ -86,6 +103,9 @@ class Proxy:
             while data := await source.read(CHUNK):
                 if held:
                     await self._answers_pass.wait()
+                wait_s = self.delay_s + (len(data) / self.bytes_per_s if self.bytes_per_s else 0.0)
+                if wait_s:
+                    await asyncio.sleep(wait_s)
                 sink.write(data)
                 await sink.drain()
         self._open.discard(sink)

@@ -7,6 +7,7 @@ import sys
 
 from benchmarks.load.generate import generate
 from benchmarks.load.job import Job
+from benchmarks.load.lasting import answer_lasting, generate_lasting, step_lasting
 from benchmarks.load.long import long_input
 from benchmarks.load.paced import pace_gateway, pace_streams
 from benchmarks.load.residents import make_residents
@@ -22,6 +23,9 @@ KINDS = {
     "long": long_input,
     "residents": make_residents,
     "soak": soak,
+    "generate-lasting": generate_lasting,
+    "step-lasting": step_lasting,
+    "answer-lasting": answer_lasting,
 }
 
 

@@ -1,18 +1,22 @@
 """The pictures of the report, as SVG."""
 
+import itertools
 import re
 from pathlib import Path
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from benchmarks.items.durability import AIMS, KINDS
 from benchmarks.options import Options
+from benchmarks.report.lasting import STORE_NAMES, level_ratio
 from benchmarks.report.served import token_times
 from benchmarks.samples import Results, Sample
 
 COLORS = {"cellstate": "#0b6e99", "Triton": "#4f8a10", "plain grpc.aio": "#b35c00", "empty grpc.aio": "#888888"}
 PARTS = {"bare step": "#0b6e99", "rest of the engine's thread": "#6fb7d6", "event loop": "#e0a030", "server's other threads": "#b0b0b0", "client": "#dddddd"}
 STYLES = {"": "-", "stream": "-", "unary": "--"}
+LEVEL_COLORS = {"periodic": "#0b6e99", "sync": "#b35c00"}
 _UNITS = {"generation": "tokens", "stepping": "steps"}
 
 
@@ -29,6 +33,9 @@ def draw(results: Results, options: Options, folder: Path) -> dict[str, Path]:
     times = token_times(results, model)
     if times:
         found["token-time"] = _token_time(times)
+    bars = _durable_bars(results, model)
+    if bars:
+        found["durability"] = _durability(bars)
     return {name: _save(figure, folder / f"{name}.svg") for name, figure in found.items()}
 
 
@@ -87,6 +94,31 @@ def _token_time(times: dict[str, dict[str, float]]) -> Figure:
         axes.barh(names, widths, left=left, color=color, label=part)
         left = [begin + width for begin, width in zip(left, widths, strict=True)]
     axes.legend(fontsize=8)
+    return figure
+
+
+Bars = dict[str, dict[str, float]]
+
+
+def _durable_bars(results: Results, model: str) -> Bars:
+    """Return each level's ratio to MEMORY by what was measured."""
+    bars: Bars = {}
+    for store, mode in itertools.product(STORE_NAMES, KINDS):
+        for size in sorted({sample.size for sample in results.of(f"durable {mode}", model)}):
+            ratios = {level: level_ratio(results, mode, store, level, size, model) for level in AIMS}
+            if None not in ratios.values():
+                bars[f"{store}\n{mode}\n{size}"] = {level: spread.median for level, spread in ratios.items() if spread is not None}
+    return bars
+
+
+def _durability(bars: Bars) -> Figure:
+    figure, axes = _axes("What durability costs, by store and streams", "", "rate over that of MEMORY")
+    for shift, (level, aim) in zip((-0.2, 0.2), AIMS.items(), strict=True):
+        color = LEVEL_COLORS[level]
+        axes.bar([at + shift for at in range(len(bars))], [ratios[level] for ratios in bars.values()], width=0.38, color=color, label=level.upper())
+        axes.axhline(aim, color=color, linestyle=":", linewidth=1)
+    axes.set_xticks(range(len(bars)), list(bars), fontsize=7)
+    axes.legend(fontsize=8, title="dotted: aimed for", title_fontsize=7)
     return figure
 
 

@@ -6,6 +6,7 @@ from benchmarks import ablation
 from benchmarks.items import neighbour, paced
 from benchmarks.options import Options
 from benchmarks.ratios import PRODUCTS, inproc_ratio
+from benchmarks.report.lasting import lasting
 from benchmarks.report.markdown import Pictures, factor, number, shown, sizes_of, subjects_of, table
 from benchmarks.report.served import served, token_time
 from benchmarks.report.soaked import soaked
@@ -26,6 +27,7 @@ def sections(results: Results, options: Options, pictures: Pictures) -> list[str
         _ablation,
         _bits,
         soaked,
+        lasting,
     ]
     return [section for maker in makers if (section := maker(results, options, pictures))]
 

@@ -11,12 +11,14 @@ Numbers go in and come out as numpy arrays, text as str; errors are those of `ce
 
 from cellstate._aio.client import AsyncClient
 from cellstate._aio.gateway import AsyncChannel, AsyncGateway
+from cellstate._aio.outputs import AsyncOutputs
 from cellstate._aio.session import AsyncSession
-from cellstate._aio.streams import AsyncOutputs, AsyncStream
+from cellstate._aio.streams import AsyncStream
 from cellstate._sync.client import Client
 from cellstate._sync.gateway import Channel, Gateway
+from cellstate._sync.outputs import Outputs
 from cellstate._sync.session import Session
-from cellstate._sync.streams import Outputs, Stream
+from cellstate._sync.streams import Stream
 from cellstate._version import __version__
 from cellstate.connection import TLS, ConnectionOptions
 from cellstate.errors import (
@@ -38,6 +40,7 @@ from cellstate.errors import (
     SessionBusy,
     SessionGone,
     SessionReplaced,
+    SessionRolledBack,
     SnapshotCorrupt,
     SnapshotRefused,
     StepFailed,
@@ -119,6 +122,7 @@ __all__ = [
     "SessionInfo",
     "SessionOptions",
     "SessionReplaced",
+    "SessionRolledBack",
     "SnapshotCorrupt",
     "SnapshotRefused",
     "StateSignature",

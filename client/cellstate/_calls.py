@@ -3,9 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from cellstate._call_log import CallLog
 from cellstate._convert import draws, from_completion, from_output, to_emit, to_form, to_stop, to_unsigned
 from cellstate._exchange import Call, Guess, Reader, Uploader, draw_seed
-from cellstate._resume import Regenerating
+from cellstate._log import Options
 from cellstate._status import error_from_failure
 from cellstate._tracking import Handle, Tracked, tracked_of
 from cellstate.errors import CellstateError
@@ -20,11 +21,14 @@ def one_to_one(model: str | Handle, value: Any, options: CallOptions) -> Call[Re
     target, tracked = to_target(model)
     guess = Guess()
     sequence = guess.to_sequence(value, one_step=True)
-    sampling = to_sampling(options)
-    _seed(sampling, may_draw=tracked is None and draws(sequence))
-    request = inference_pb2.OneToOneRequest(target=target, input=sequence, output=to_output_options(options), sampling=_unless_empty(sampling))
-    position = target.session.position if target.session.HasField("position") else None
-    return Call("inference", "OneToOne", _result_decoder(options, tracked), request, tracked, options.get("timeout_s"), position=position, guess=guess)
+    drawn = to_sampling(options)
+    _seed(drawn, may_draw=tracked is None and draws(sequence))
+    sampling = _unless_empty(drawn)
+    request = inference_pb2.OneToOneRequest(target=target, input=sequence, output=to_output_options(options), sampling=sampling)
+    log = _log_of(tracked, target, Options(request.output, sampling, types_pb2.EMIT_LAST))
+    if log is not None:
+        log.sent(request.input)
+    return Call("inference", "OneToOne", _result_decoder(options, tracked, log), request, tracked, options.get("timeout_s"), log=log, guess=guess)
 
 
 def many_to_one(model: str | Handle, options: CallOptions, *, whole: bool) -> tuple[Call[Result], Uploader]:
@@ -32,12 +36,14 @@ def many_to_one(model: str | Handle, options: CallOptions, *, whole: bool) -> tu
     check_options(options, CallOptions, "many_to_one")
     target, tracked = to_target(model)
     opening = inference_pb2.ManyToOneOpen(target=target, output=to_output_options(options), sampling=_unless_empty(to_sampling(options)))
-    call = Call("inference", "ManyToOne", _result_decoder(options, tracked), None, tracked, options.get("timeout_s"), streams=not whole)
+    log = _log_of(tracked, target, Options(opening.output, opening.sampling if opening.HasField("sampling") else None, types_pb2.EMIT_NONE))
+    decode = _result_decoder(options, tracked, log)
+    call = Call("inference", "ManyToOne", decode, None, tracked, options.get("timeout_s"), streams=not whole, log=log)
     return call, Uploader(inference_pb2.ManyToOneRequest, opening, call.guess, may_draw_seed=tracked is None)
 
 
 def one_to_many(model: str | Handle, value: Any | None, options: GenerationOptions) -> tuple[Call[Any], Reader]:
-    """A value, a prompt or nothing to a generated sequence."""
+    """A value, a prompt or nothing to a generated sequence, on a model; on sessions `_generation_core.py` does it."""
     check_options(options, GenerationOptions, "one_to_many")
     target, tracked = to_target(model)
     guess = Guess()
@@ -49,16 +55,11 @@ def one_to_many(model: str | Handle, value: Any | None, options: GenerationOptio
     return call, Reader(options.get("form"), tracked)
 
 
-def regenerating(call: Call[Any], reader: Reader, limit_s: float) -> Regenerating | None:
-    """Return how a generation goes on after its connection was lost; None where it runs on no session."""
-    return None if call.tracked is None else Regenerating(call.request, reader.received, limit_s, call.timeout_s)
-
-
 def many_to_many(model: str | Handle, options: StreamOptions) -> tuple[Call[Any], Uploader, Reader]:
-    """A sequence to a sequence, chunk by chunk."""
+    """A sequence to a sequence, chunk by chunk, on a model; on sessions `_stream_core.py` does it."""
     check_options(options, StreamOptions, "many_to_many")
     target, tracked = to_target(model)
-    opening = to_stream_opening(target, options)
+    opening = to_stream_options(options).opening(target)
     call: Call[Any] = Call("inference", "ManyToMany", _as_is, None, tracked, options.get("timeout_s"), streams=True)
     return call, Uploader(inference_pb2.ManyToManyRequest, opening, call.guess, may_draw_seed=tracked is None), Reader(options.get("form"), tracked)
 
@@ -86,10 +87,14 @@ def to_target(model: str | Handle) -> tuple[inference_pb2.Target, Tracked | None
     raise TypeError(f"a model's name or a session is needed, not {type(model).__name__}")
 
 
-def to_stream_opening(target: inference_pb2.Target, options: StreamOptions) -> inference_pb2.ManyToManyOpen:
-    """Return the opening of a many-to-many stream."""
-    sampling = _unless_empty(to_sampling(options))
-    return inference_pb2.ManyToManyOpen(target=target, output=to_output_options(options), emit=to_emit(options.get("emit")), sampling=sampling)
+def first_position(target: inference_pb2.Target) -> int | None:
+    """Return the position that a call names; None where it names none."""
+    return target.session.position if target.session.HasField("position") else None
+
+
+def to_stream_options(options: StreamOptions) -> Options:
+    """Return what the opening of a many-to-many stream says beside its target."""
+    return Options(to_output_options(options), _unless_empty(to_sampling(options)), to_emit(options.get("emit")))
 
 
 def to_output_options(options: Mapping[str, Any]) -> types_pb2.OutputOptions:
@@ -154,12 +159,19 @@ def _program_result(result: inference_pb2.ProgramResult, program: Program, track
     return _told(Result(from_completion(result.completion), from_output(result.emitted, form), generated), tracked)
 
 
-def _result_decoder(options: CallOptions, tracked: Tracked | None) -> Callable[[Any], Result]:
+def _log_of(tracked: Tracked | None, target: inference_pb2.Target, options: Options) -> CallLog | None:
+    return None if tracked is None else CallLog(tracked.log, options, first_position(target))
+
+
+def _result_decoder(options: CallOptions, tracked: Tracked | None, log: CallLog | None) -> Callable[[Any], Result]:
     asked = options.get("form")
     form = Form(asked) if asked is not None else None
 
     def decode(response: inference_pb2.OneToOneResponse | inference_pb2.ManyToOneResponse) -> Result:
-        return _told(Result(from_completion(response.completion), from_output(response.output, form)), tracked)
+        result = Result(from_completion(response.completion), from_output(response.output, form))
+        if log is not None:
+            log.answered(result.completion.position, result.completion.steps)
+        return _told(result, tracked)
 
     return decode
 
@@ -168,6 +180,7 @@ def _told(result: Result, tracked: Tracked | None) -> Result:
     if tracked is not None:
         tracked.reached(result.completion.position)
         tracked.ended()
+        tracked.log.secured(result.completion.safe_position)
     return result
 
 

@@ -7,14 +7,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from cellstate._call_log import CallLog
 from cellstate._convert import draws, from_completion, from_output, read_as_tokens, split, to_sequence
-from cellstate._resume import Received
 from cellstate._tracking import Tracked
 from cellstate.errors import CellstateError, ErrorDetails, InvalidInput
 from cellstate.outputs import Completion, Form, Output
 from cellstate.v1 import inference_pb2, types_pb2
 
 T = TypeVar("T")
+SESSION_KEY = "cellstate-session"
+"""Metadata key by which a proxy can send the calls of one session to one server. A hint for speed: any server answers."""
+LONGEST_NAME = 128
 
 
 class Guess:
@@ -49,7 +52,8 @@ class Call(Generic[T]):
         tracked: The session that the call is on.
         timeout_s: The call's own deadline.
         streams: The caller sends or reads at its own pace, so the client's deadline does not apply.
-        position: Position of the first step on a session: sent again with it, the call is applied once. None where it names none.
+        log: What it asks of its session, to be asked again; None where it runs on none.
+        repeats: It can be made again as it is: it changes nothing, or is known by its request id.
         guess: What was guessed of the inputs.
     """
 
@@ -60,13 +64,26 @@ class Call(Generic[T]):
     tracked: Tracked | None = None
     timeout_s: float | None = None
     streams: bool = False
-    position: int | None = None
+    log: CallLog | None = None
+    repeats: bool = False
     guess: Guess = dataclasses.field(default_factory=Guess)
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """Name of the session that the call is on or makes, for a proxy on the way; nothing where it is on none, or the server will refuse the name."""
+        name = ""
+        if self.tracked is not None:
+            name = self.tracked.info.name
+        elif self.service == "sessions":
+            name = getattr(self.request, "name", "") or getattr(getattr(self.request, "session", None), "name", "")
+        return ((SESSION_KEY, name),) if name and len(name) <= LONGEST_NAME and name.isascii() and name.isprintable() else ()
 
     def failed(self, error: CellstateError) -> CellstateError:
         """Tell the session's handle of the error, and return it."""
         if self.tracked is not None:
             self.tracked.failed(error)
+        if self.log is not None:
+            self.log.failed(error)
         return self.guess.explain(error)
 
     def cut(self, error: BaseException) -> BaseException:
@@ -77,12 +94,16 @@ class Call(Generic[T]):
 
 
 class Uploader:
-    """Makes the messages of a stream of inputs: the opening, which waits for the first chunk to know whether draws need a seed, then the chunks."""
+    """Makes the messages of a stream of inputs: the opening, which waits for the first chunk to know whether draws need a seed, then the chunks.
+
+    Attributes:
+        opening: The content of its first message.
+    """
 
     def __init__(self, request: Any, opening: Any, guess: Guess, *, may_draw_seed: bool) -> None:
         self._guess = guess
         self._request = request
-        self._opening = opening
+        self.opening = opening
         self._may_draw_seed = may_draw_seed and not opening.sampling.HasField("seed")
         self._opened = False
 
@@ -94,7 +115,7 @@ class Uploader:
         for piece in pieces:
             values = self._guess.to_sequence(piece)
             if not self._opened and self._may_draw_seed and draws(values):
-                self._opening.sampling.seed = draw_seed()
+                self.opening.sampling.seed = draw_seed()
             yield from self.end()
             yield self._request(input=inference_pb2.InputChunk(values=values))
 
@@ -102,7 +123,7 @@ class Uploader:
         """Yield the opening, where it was not sent yet: a stream without chunks is opened too, so that the server tells what is wrong with it."""
         if not self._opened:
             self._opened = True
-            yield self._request(open=self._opening)
+            yield self._request(open=self.opening)
 
 
 class Reader:
@@ -110,24 +131,29 @@ class Reader:
 
     Attributes:
         completion: How the last program on the stream ended; None until then.
-        received: Up to where outputs came; what comes again, after a connection was lost, is passed over.
     """
 
     def __init__(self, form: Form | str | None, tracked: Tracked | None) -> None:
         self.completion: Completion | None = None
-        self.received = Received()
         self._form = Form(form) if form is not None else None
         self._tracked = tracked
         self._token = ""
         self._cut = False
         self._lock = threading.RLock()  # `cut` may come from another thread than the one that reads
 
+    def opened(self, stream_token: str, position: int | None) -> None:
+        """Hear the answer to opening; the position is where the call began, None where that is known or lost."""
+        with self._lock:
+            if self._tracked is not None and not self._cut:
+                self._token = stream_token
+                self._tracked.opened(stream_token)
+                if position is not None:
+                    self._tracked.reached(position)
+
     def read(self, response: inference_pb2.OneToManyResponse | inference_pb2.ManyToManyResponse) -> list[Output | Completion]:
         """Return what a message carries: an output, a completion, both or neither."""
         events: list[Output | Completion] = []
-        if response.HasField("opened"):
-            self._opened(response.opened)
-        if response.HasField("output") and self.received.takes(response.output):
+        if response.HasField("output"):
             events.append(from_output(response.output, self._form))
             self._reached(response.output.position)
         if response.HasField("completion"):
@@ -155,16 +181,6 @@ class Reader:
             if self._tracked is not None:
                 self._tracked.cut()
                 self._tracked.left(self._token)
-
-    def _opened(self, opened: inference_pb2.Opened) -> None:
-        with self._lock:
-            first = self.received.opened(opened)
-            if self._tracked is not None and not self._cut:
-                self._token = opened.stream_token
-                if first:
-                    self._tracked.opened(opened)
-                else:
-                    self._tracked.reopened(opened.stream_token)
 
     def _reached(self, position: int) -> None:
         with self._lock:

@@ -1,31 +1,36 @@
-"""How a call on a session goes on after its connection was lost: what it sends again, what it passes over, how long it waits. Pure: both faces do as it says.
+"""How a call on a session goes on after its connection was lost or its server died. Pure: both faces do as it says.
 
 The server keeps what a session was asked and answered until the caller has it (`docs/sessions.md`). So the caller opens again, says up to where it has outputs,
-and sends what was not answered in full once more, with the position at which that began. What was applied is answered again, what was not is applied. The
-caller's loop sees each output once, in order.
+and sends what was not answered in full once more, with the position at which that began. What was applied is answered again, what was not is applied. Where the
+session went back to an older position, the caller gives again what it asked from there on. The caller's loop sees each output once, in order.
 """
 
 import random
 import time
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Protocol
 
-from cellstate.errors import CellstateError
+from cellstate._call_log import CallLog, Plan
+from cellstate._log import Entry
+from cellstate._tracking import GOES_ON_REASONS, Tracked
+from cellstate.errors import CellstateError, ErrorDetails, SessionRolledBack
 from cellstate.v1 import inference_pb2, types_pb2
 
-LOG_MESSAGES = 1024
-"""Messages that a stream keeps to be sent again; the server remembers as many."""
 FIRST_WAIT_S, LONGEST_WAIT_S, GROWTH = 0.05, 2.0, 1.6
 
-_REASONS = frozenset({"SHUTTING_DOWN", "SESSION_MOVED", "STORE_UNAVAILABLE"})
 # Codes by which gRPC itself tells that a stream ended on the way; a server's own error carries a reason.
 _CODES = frozenset({"UNAVAILABLE", "UNKNOWN", "INTERNAL", "CANCELLED"})
 
 
 def can_go_on(error: CellstateError) -> bool:
     """Tell whether an error says that the call was lost on the way, not that it cannot be answered."""
-    return error.reason in _REASONS or (error.code in _CODES and error.reason == error.code)
+    return error.reason in GOES_ON_REASONS or (error.code in _CODES and error.reason == error.code)
+
+
+def rolled_back(position: int, received: int) -> SessionRolledBack:
+    """Make the error of a session that was found at an older position."""
+    text = f"the session is at position {position} again, and what followed up to {received} cannot be given to it again from here"
+    return SessionRolledBack(text, ErrorDetails("SESSION_ROLLED_BACK", "FAILED_PRECONDITION", metadata={"position": str(position)}))
 
 
 class Backoff:
@@ -57,89 +62,41 @@ class Backoff:
         return longest_s * random.uniform(0.5, 1.0)  # noqa: S311 - nobody's secret
 
 
-class Received:
-    """Up to where a caller has outputs, and the opening of its call as it was first answered.
-
-    Attributes:
-        position: Position after the last output that was passed on.
-        first: Position at which the call began; None before it was opened.
-        stream_token: Of the newest opening.
-    """
-
-    def __init__(self) -> None:
-        self.position = 0
-        self.first: int | None = None
-        self.stream_token = ""
-
-    def opened(self, opened: inference_pb2.Opened) -> bool:
-        """Hear the answer to opening; True the first time."""
-        self.stream_token = opened.stream_token
-        if self.first is not None:
-            return False
-        self.first = self.position = opened.position
-        return True
-
-    def takes(self, output: types_pb2.Output) -> bool:
-        """Tell whether an output is new; one that is moves the position."""
-        if output.position <= self.position:
-            return False
-        self.position = output.position
-        return True
-
-
-def again(reference: inference_pb2.SessionReference, received: Received, position: int | None) -> inference_pb2.SessionReference:
-    """Return what a call that goes on says of its session.
-
-    Args:
-        reference: What it said at first.
-        received: What came since.
-        position: Position at which what it sends again began.
-    """
-    return inference_pb2.SessionReference(
-        name=reference.name, uid=reference.uid, position=position, acknowledged_position=received.position, stream_token=received.stream_token
-    )
-
-
-@dataclass(slots=True)
-class _Sent:
-    message: inference_pb2.ManyToManyRequest
-    steps: int | None
-
-
 class GoingOn:
-    """Decides whether and when a call on a session goes on after an error.
+    """Decides when a call is made again.
 
     Args:
-        received: What came so far.
-        limit_s: Seconds without progress after which it gives up; 0: it does not go on.
+        limit_s: Seconds without progress after which it gives up; 0: it is not made again.
         timeout_s: The call's deadline, in seconds from now; None for none.
         now: Seconds on a clock that never goes back.
+
+    Attributes:
+        again: It was made again.
     """
 
-    def __init__(self, received: Received, limit_s: float, timeout_s: float | None, now: Callable[[], float] = time.monotonic) -> None:
-        self._received = received
+    def __init__(self, limit_s: float, timeout_s: float | None, now: Callable[[], float] = time.monotonic) -> None:
+        self.again = False
         self._limit_s = limit_s
         self._now = now
         self._until_s = None if timeout_s is None else now() + timeout_s
         self._backoff = Backoff(limit_s, now)
-        self._position = 0
+        self._progress = 0
 
-    def wait_s(self, error: CellstateError) -> float | None:
-        """Return how long to wait before the call is made again; None where the error is the call's end."""
-        if self._received.first is None or not self._limit_s or not can_go_on(error):
-            return None
-        if self._received.position > self._position:
-            self._position = self._received.position
+    def wait_s(self, error: CellstateError, progress: int) -> float | None:
+        """Return how long to wait before the call is made again; None where the time is over. `progress` grows with what came through."""
+        if progress > self._progress:
+            self._progress = progress
             self._backoff.progressed()
         wait_s, left_s = self._backoff.next_wait_s(), self.timeout_s
         if wait_s is None:
             return None
         wait_s = max(wait_s, error.retry_after_s or 0.0)
-        return None if left_s is not None and left_s <= wait_s else wait_s
+        self.again = left_s is None or left_s > wait_s
+        return wait_s if self.again else None
 
     @property
     def possible(self) -> bool:
-        """Whether it may go on at all."""
+        """Whether it may be made again at all."""
         return self._limit_s > 0
 
     @property
@@ -148,90 +105,152 @@ class GoingOn:
         return None if self._until_s is None else self._until_s - self._now()
 
 
-class Repeating(GoingOn):
-    """A call that is sent again as it was: on a session, with the position of its first step.
+class Resumable(Protocol):
+    """A call that may be made again."""
 
-    Args:
-        position: That position; None where the call names none, and is not sent again.
-        limit_s, timeout_s: See GoingOn.
-    """
+    def wait_s(self, error: CellstateError) -> float | None:
+        """Return how long to wait before it is; None where an error is its end."""
 
-    def __init__(self, position: int | None, limit_s: float, timeout_s: float | None) -> None:
-        received = Received()
-        received.first = position
-        super().__init__(received, limit_s, timeout_s)
+    def replays(self) -> "list[Replay]":
+        """Return what is given again first."""
 
 
-class Regenerating(GoingOn):
-    """A generation on a session, of one request."""
-
-    def __init__(self, request: inference_pb2.OneToManyRequest, received: Received, limit_s: float, timeout_s: float | None) -> None:
-        super().__init__(received, limit_s, timeout_s)
-        self._request = request
-
-    def request(self) -> inference_pb2.OneToManyRequest:
-        """Return the request to be sent again."""
-        request = inference_pb2.OneToManyRequest()
-        request.CopyFrom(self._request)
-        request.target.session.CopyFrom(again(self._request.target.session, self._received, self._received.first))
-        return request
-
-
-class StreamLog:
-    """What a stream sent and was not answered in full, as far as the answers show.
-
-    Chunks of text have as many steps as the server's tokenizer says, which the answers do not tell: such a chunk, and what follows it, is kept until a
-    generation's end or a stop tells where the session stood.
+class Resumption:
+    """Takes one call on a session up again.
 
     Attributes:
-        position: Position at which the first of it began.
-        whole: False where more was sent than is kept: the stream cannot go on then.
+        log: What it asked.
+        received: Position up to which its outputs were passed on.
+        stream_token: Of its newest opening: the next one supersedes that.
+        expected: Position at which the session is found where it did not go back.
+        held: What it asks was not sent yet.
     """
 
-    def __init__(self) -> None:
-        self.position = 0
-        self.whole = True
-        self._sent: deque[_Sent] = deque()
+    def __init__(self, tracked: Tracked, log: CallLog, going_on: GoingOn) -> None:
+        self.log = log
+        self.received = tracked.position
+        self.stream_token = tracked.reference().stream_token
+        self.expected = tracked.position
+        self.held = False
+        self._tracked = tracked
+        self._going_on = going_on
+        self._stands: int | None = None
 
-    def __len__(self) -> int:
-        """Return the number of messages."""
-        return len(self._sent)
+    def takes(self, output: types_pb2.Output) -> bool:
+        """Tell whether an output is new; one that is moves what was received."""
+        if output.position <= self.received:
+            return False
+        self.received = output.position
+        return True
 
-    def sent(self, message: inference_pb2.ManyToManyRequest) -> None:
-        """Note a message."""
-        kind = message.WhichOneof("message")
-        if kind in {"input", "generate", "stop"} and self.whole:
-            self.whole = len(self._sent) < LOG_MESSAGES
-            self._sent.append(_Sent(message, _steps(message.input) if kind == "input" else None))
+    def opened(self, opened: inference_pb2.Opened) -> None:
+        """Hear the answer to opening.
 
-    def opened(self, position: int) -> None:
-        """Hear where the stream began."""
-        self.position = position
+        Raises:
+            SessionRolledBack: The session stands before what is sent to it.
+        """
+        self.stream_token = opened.stream_token
+        if opened.position < self.expected:
+            raise rolled_back(opened.position, self.received)
+        self._stands = None
+        if self.log.first is None:
+            self.received = opened.position
+        self.log.begins(opened.position)
+        self._tracked.log.opened(opened)
 
-    def answered(self, response: inference_pb2.ManyToManyResponse) -> None:
-        """Hear an answer, in the order of its fields."""
-        if response.HasField("output"):
-            while self._sent and self._sent[0].steps is not None and self.position + self._sent[0].steps <= response.output.position:
-                self.position += self._sent.popleft().steps or 0
-        if response.HasField("completion"):
-            self._through("generate", response.completion.position)
-        if response.HasField("stopped"):
-            self._through("stop", response.stopped.position)
+    def goes_on(self, error: CellstateError) -> bool:
+        """Tell whether the call can be made again after an error, time aside."""
+        went_back = self._went_back(error)
+        if not (went_back or can_go_on(error) or (self._going_on.again and error.reason == "SESSION_BUSY")):
+            return False
+        return self._can_give_again(error.position if went_back else None)
 
-    def again(self) -> list[inference_pb2.ManyToManyRequest]:
-        """Return what is to be sent again; the first of it began at `position`."""
-        return [sent.message for sent in self._sent]
+    def wait_s(self, error: CellstateError, *, known: bool = False) -> float | None:
+        """Return how long to wait before the call is made again; None where the error is its end. `known`: it is known not to be."""
+        goes_on = self.goes_on(error) or (known and self._can_give_again(None))
+        return self._going_on.wait_s(error, self.received) if goes_on else None
 
-    def _through(self, kind: str, position: int) -> None:
-        """Drop all up to the first message of a kind: it was answered in full."""
-        while self._sent and self._sent.popleft().message.WhichOneof("message") != kind:
-            pass
-        self.position = position
+    def _can_give_again(self, stands: int | None) -> bool:
+        if not self._going_on.possible or not self.log.whole:
+            return False
+        self._stands = stands
+        plan = self.log.plan(stands, self.received)
+        return plan is not None and (plan.first is not None or not plan.entries or self.held)
+
+    def passes(self, error: CellstateError) -> bool:
+        """Tell whether the server, asked again, does not know the oldest chunks any more because it went on beyond them; they are not sent again then."""
+        if not self._going_on.again or error.reason != "POSITION_MISMATCH" or error.position is None:
+            return False
+        left = len(self.log)
+        self.log.reached(error.position)
+        return len(self.log) < left
+
+    def plan(self) -> Plan:
+        """Return what is to be sent again now."""
+        plan = self.log.plan(self._stands, self.received) or Plan([], [], self.log.first)
+        self.expected = self.received if plan.first is None else plan.first
+        return plan
+
+    def reference(self, position: int | None) -> inference_pb2.SessionReference:
+        """Return what an opening says of the session."""
+        info = self._tracked.info
+        return inference_pb2.SessionReference(
+            name=info.name, uid=info.uid, position=position, acknowledged_position=self.received, stream_token=self.stream_token
+        )
+
+    def request(self, request: inference_pb2.OneToOneRequest) -> inference_pb2.OneToOneRequest:
+        """Return a request of one step as it is made again."""
+        again = inference_pb2.OneToOneRequest()
+        again.CopyFrom(request)
+        again.target.session.CopyFrom(self.reference(self.plan().first))
+        return again
+
+    def replays(self) -> "list[Replay]":
+        """Return what earlier calls asked and is given again first, each on a stream of its own."""
+        return [Replay(self, group) for group in self.plan().groups]
+
+    def secured(self, position: int | None) -> None:
+        """Hear what is secured by now."""
+        self._tracked.log.secured(position)
+
+    @property
+    def timeout_s(self) -> float | None:
+        """What is left of the call's deadline."""
+        return self._going_on.timeout_s
+
+    def _went_back(self, error: CellstateError) -> bool:
+        """Tell whether an error says that the session stands before what was sent to it, or that it did so lately."""
+        if error.position is None:
+            return False
+        return isinstance(error, SessionRolledBack) or (error.reason == "POSITION_MISMATCH" and error.position < self.expected)
 
 
-def _steps(chunk: inference_pb2.InputChunk) -> int | None:
-    """Return the steps of a chunk; None where only the server can tell."""
-    kind = chunk.values.WhichOneof("value")
-    if kind == "tokens":
-        return len(chunk.values.tokens.ids)
-    return chunk.values.tensor.shape[0] if kind == "tensor" and chunk.values.tensor.shape else None
+class Replay:
+    """One stream that gives again what earlier calls asked; its answers are known, and passed over.
+
+    Attributes:
+        messages: What is sent on it, before it is half-closed.
+    """
+
+    def __init__(self, resumption: Resumption, group: list[Entry]) -> None:
+        self._resumption = resumption
+        self._first = group[0].first or 0
+        target = inference_pb2.Target(session=resumption.reference(None))
+        opening = inference_pb2.ManyToManyRequest(open=group[0].call.options.opening(target))
+        self.messages = [opening, *messages(group)]
+
+    def feed(self, response: inference_pb2.ManyToManyResponse) -> None:
+        """Hear an answer.
+
+        Raises:
+            SessionRolledBack: The session went back once more.
+        """
+        if response.HasField("opened"):
+            self._resumption.stream_token = response.opened.stream_token
+            if response.opened.position < self._first:
+                raise rolled_back(response.opened.position, self._resumption.received)
+
+
+def messages(entries: list[Entry]) -> list[inference_pb2.ManyToManyRequest]:
+    """Return the entries as messages of one stream, the first with its position."""
+    return [entry.message(first=index == 0) for index, entry in enumerate(entries)]

@@ -36,12 +36,12 @@ def list_models(page_token: str, timeout_s: float | None) -> Call[Page[ModelInfo
     def decode(response: model_pb2.ListModelsResponse) -> Page[ModelInfo]:
         return Page([from_model(model) for model in response.models], response.next_page_token)
 
-    return Call("models", "ListModels", decode, model_pb2.ListModelsRequest(page_size=_PAGE_SIZE, page_token=page_token), None, timeout_s)
+    return Call("models", "ListModels", decode, model_pb2.ListModelsRequest(page_size=_PAGE_SIZE, page_token=page_token), None, timeout_s, repeats=True)
 
 
 def get_model(name: str, timeout_s: float | None) -> Call[ModelInfo]:
     """Read a model."""
-    return Call("models", "GetModel", lambda response: from_model(response.model), model_pb2.GetModelRequest(name=name), None, timeout_s)
+    return Call("models", "GetModel", lambda response: from_model(response.model), model_pb2.GetModelRequest(name=name), None, timeout_s, repeats=True)
 
 
 def create_session(model: str, options: SessionOptions, initial_state: Mapping[str, Any] | None) -> Call[SessionInfo]:
@@ -50,12 +50,12 @@ def create_session(model: str, options: SessionOptions, initial_state: Mapping[s
     session = to_session(options)
     session.model = model
     request = session_pb2.CreateSessionRequest(session=session, initial_state=to_initial_state(initial_state), request_id=_request_id())
-    return Call("sessions", "CreateSession", _session_of, request)
+    return Call("sessions", "CreateSession", _session_of, request, repeats=True)
 
 
 def get_session(name: str, timeout_s: float | None = None) -> Call[SessionInfo]:
     """Read a session."""
-    return Call("sessions", "GetSession", _session_of, session_pb2.GetSessionRequest(name=name), None, timeout_s)
+    return Call("sessions", "GetSession", _session_of, session_pb2.GetSessionRequest(name=name), None, timeout_s, repeats=True)
 
 
 def list_sessions(filter: str, page_token: str) -> Call[Page[SessionInfo]]:  # noqa: A002 - the contract's word
@@ -64,7 +64,7 @@ def list_sessions(filter: str, page_token: str) -> Call[Page[SessionInfo]]:  # n
     def decode(response: session_pb2.ListSessionsResponse) -> Page[SessionInfo]:
         return Page([from_session(session) for session in response.sessions], response.next_page_token)
 
-    return Call("sessions", "ListSessions", decode, session_pb2.ListSessionsRequest(page_size=_PAGE_SIZE, page_token=page_token, filter=filter))
+    return Call("sessions", "ListSessions", decode, session_pb2.ListSessionsRequest(page_size=_PAGE_SIZE, page_token=page_token, filter=filter), repeats=True)
 
 
 def update_session(tracked: Tracked, changes: SessionChanges) -> Call[SessionInfo]:
@@ -82,13 +82,13 @@ def update_session(tracked: Tracked, changes: SessionChanges) -> Call[SessionInf
 def delete_session(tracked: Tracked) -> Call[None]:
     """Delete a session."""
     request = session_pb2.DeleteSessionRequest(name=tracked.info.name, uid=tracked.info.uid, request_id=_request_id())
-    return Call("sessions", "DeleteSession", lambda _: None, request)
+    return Call("sessions", "DeleteSession", lambda _: None, request, repeats=True)
 
 
 def reset_session(tracked: Tracked, seed: int | None) -> Call[SessionInfo]:
     """Put a session back to its beginning."""
     request = session_pb2.ResetSessionRequest(name=tracked.info.name, uid=tracked.info.uid, seed=to_unsigned(seed, 64, "seed"), request_id=_request_id())
-    return Call("sessions", "ResetSession", _session_of, request, tracked)
+    return Call("sessions", "ResetSession", _session_of, request, tracked, repeats=True)
 
 
 def fork_session(tracked: Tracked, position: int | None, options: SessionOptions) -> Call[SessionInfo]:
@@ -97,7 +97,7 @@ def fork_session(tracked: Tracked, position: int | None, options: SessionOptions
     request = session_pb2.ForkSessionRequest(
         name=tracked.info.name, uid=tracked.info.uid, position=to_unsigned(position, 64, "position"), session=to_session(options), request_id=_request_id()
     )
-    return Call("sessions", "ForkSession", _session_of, request)
+    return Call("sessions", "ForkSession", _session_of, request, repeats=True)
 
 
 def export_session(tracked: Tracked) -> Call[Any]:

@@ -23,7 +23,7 @@ _BY_REASON: dict[str, type[CellstateError]] = {
     "SNAPSHOT_CORRUPT": errors.SnapshotCorrupt,
     "POSITION_MISMATCH": errors.PositionError,
     "POSITION_CONFLICT": errors.PositionError,
-    "SESSION_ROLLED_BACK": errors.PositionError,
+    "SESSION_ROLLED_BACK": errors.SessionRolledBack,
     "SUPERSEDED": errors.Superseded,
     "QUOTA_EXCEEDED": errors.QuotaExceeded,
     "STEP_FAILED": errors.StepFailed,

@@ -6,9 +6,13 @@ what was received and what was asked: the next call names no position then. Afte
 not refused as busy by what the server has left of it; while the stream lives they do not, so that a second call is refused and the stream goes on.
 """
 
-from cellstate.errors import CellstateError, SessionBusy, Superseded
+from cellstate._log import SessionLog
+from cellstate.errors import CellstateError, SessionBusy, SessionRolledBack, Superseded
 from cellstate.info import SessionInfo
 from cellstate.v1 import inference_pb2
+
+GOES_ON_REASONS = frozenset({"SHUTTING_DOWN", "SESSION_MOVED", "STORE_UNAVAILABLE"})
+"""Of errors after which the same is asked again, of this server or another."""
 
 
 class Tracked:
@@ -17,20 +21,26 @@ class Tracked:
     Attributes:
         info: What the server last told of the session as a whole.
         position: The last position known.
+        log: What was asked through the handle, to be asked again where the session goes back.
     """
 
     def __init__(self, info: SessionInfo) -> None:
         self.info = info
+        self.log = SessionLog(info.safe_position)
         self.position = info.position
         self._certain = True
         self._stream_token = ""
         self._stream_left = False
 
     def replaced(self, info: SessionInfo) -> None:
-        """Take over what the server tells of the session: its uid may be new. While a call is on it, the position is that call's to tell."""
+        """Take over what the server tells of the session: its uid may be new. While a call is on it, the position is that call's to tell.
+
+        A position before the one known is not taken over: the session went back, and the next call gives it again what followed, or fails.
+        """
         if info.uid != self.info.uid:
             self.ended()
-        elif info.busy:
+            self.log.clear()
+        elif info.busy or info.position < self.position:
             self.info = info
             return
         self.info = info
@@ -46,14 +56,8 @@ class Tracked:
             stream_token=self._stream_token if self._stream_left else "",
         )
 
-    def opened(self, opened: inference_pb2.Opened) -> None:
-        """Hear the answer to opening."""
-        self._stream_token = opened.stream_token
-        self._stream_left = False
-        self.reached(opened.position)
-
-    def reopened(self, stream_token: str) -> None:
-        """Hear the answer to opening again: the position is told by what comes."""
+    def opened(self, stream_token: str) -> None:
+        """Hear the answer to opening: the position is told by what comes."""
         self._stream_token = stream_token
         self._stream_left = False
 
@@ -78,10 +82,13 @@ class Tracked:
     def failed(self, error: CellstateError) -> None:
         """Take over the position that an error carries; without one stay, so that the same call sent again is applied once.
 
-        Where another call is on the session, the position is that call's, whose outputs this handle did not receive: it is not taken over.
+        Where another call is on the session, the position is that call's, whose outputs this handle did not receive: it is not taken over. Nor is that of a
+        server that cannot answer now: what it took in and did not answer is to be asked again.
         """
-        if error.position is not None and not isinstance(error, SessionBusy | Superseded):
+        if error.position is not None and error.reason not in GOES_ON_REASONS and not isinstance(error, SessionBusy | Superseded):
             self.reached(error.position)
+            if isinstance(error, SessionRolledBack):
+                self.log.truncate(error.position)
 
 
 class Handle:

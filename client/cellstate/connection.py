@@ -2,8 +2,9 @@
 
 The service config (`service_config.json`, shipped with the package, usable by clients in any language) lets gRPC repeat reads that found no server:
 `GetModel`, `ListModels`, `GetSession` and `ListSessions`, and only on UNAVAILABLE. Nothing else is repeated behind the caller's back. Calls do not
-wait for a server that is not there (`waitForReady` is off, so that a wrong address fails at once); `wait_until_ready` is the one that waits. Streams and
-generators on sessions that lost their connection are taken up again where they were (`_resume.py`): no step is taken twice, no output is lost.
+wait for a server that is not there (`waitForReady` is off, so that a wrong address fails at once); `wait_until_ready` is the one that waits. Calls on
+sessions are another matter: where the connection is lost, the server drains or dies and comes again, or the session moves, they go on where they were
+(`_resume.py`): no step counts twice, no output is lost.
 """
 
 import ipaddress
@@ -55,7 +56,7 @@ class ConnectionOptions(TypedDict, total=False):
         keepalive_s: Seconds of silence during a call after which the server is asked for a sign of life; None for never.
         max_message_bytes: Largest message in either direction.
         insecure_token: Send the token over plain text to another machine.
-        resume_s: Seconds without progress for which a stream on a session is taken up again after its connection was lost; 0: it fails at once.
+        resume_s: Seconds without progress for which a call on a session is made again after its connection or its server was lost; 0: it fails at once.
     """
 
     keepalive_s: float | None

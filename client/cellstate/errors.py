@@ -10,6 +10,7 @@
     │   ├── SessionReplaced         the session of that name is another one by now
     │   └── SnapshotRefused         the snapshot is of another model, numerics id or format
     ├── PositionError               the position given is not the session's; `position` is
+    │   └── SessionRolledBack       the session is at an older position again, and this handle cannot give it what followed
     ├── Aborted                     something newer took over; call again
     │   └── Superseded              a newer call took the session over
     ├── SnapshotCorrupt             the snapshot is torn
@@ -167,6 +168,16 @@ class PositionError(CellstateError):
     """The position given is not the session's; `position` is the expected one, and a session handle has taken it over."""
 
     default_reason = "POSITION_MISMATCH"
+
+
+class SessionRolledBack(PositionError):
+    """The session is at an older position again: its server died, and this handle does not hold what was asked since the last snapshot.
+
+    That is so for handles of `open_session`, and beyond 64 MiB of inputs. `position` is where the session stands; the handle has taken it over, and its
+    next call goes on from there.
+    """
+
+    default_reason = "SESSION_ROLLED_BACK"
 
 
 class Aborted(CellstateError):

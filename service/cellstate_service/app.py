@@ -12,11 +12,7 @@ from dataclasses import dataclass
 import structlog
 
 from cellstate_service.clock import Clock, SystemClock
-from cellstate_service.engine.core import StepLimits
-from cellstate_service.engine.engine import Engine, EngineConfig
-from cellstate_service.engine.processors import Processors
-from cellstate_service.models.manifest import MANIFEST_FILE
-from cellstate_service.models.registry import ModelRegistry
+from cellstate_service.fleet import Fleet
 from cellstate_service.observability.exposition import Exposition
 from cellstate_service.observability.metrics import Metrics
 from cellstate_service.rpc.auth import Authenticator
@@ -28,10 +24,11 @@ from cellstate_service.rpc.programs import ProgramDecoder
 from cellstate_service.rpc.server import Server, Servicers
 from cellstate_service.rpc.sessions import SessionServicer
 from cellstate_service.rpc.tls import server_credentials
+from cellstate_service.session_parts import Sessions, offered_durability, open_store
 from cellstate_service.sessions.book import SessionConfig
 from cellstate_service.sessions.call import CallBounds
-from cellstate_service.sessions.manager import SessionManager
 from cellstate_service.sessions.request_cache import RequestCache
+from cellstate_service.sessions.session import Durability
 from cellstate_service.settings import Settings
 
 SWEEP_S = 1.0
@@ -53,12 +50,11 @@ class App:
     """
 
     settings: Settings
-    registry: ModelRegistry
-    engines: dict[str, Engine]
-    sessions: SessionManager
+    fleet: Fleet
+    sessions: Sessions
     server: Server
     exposition: Exposition | None
-    watchers: "asyncio.Future[tuple[None, None]]"
+    watchers: "asyncio.Future[tuple[None, None, None]]"
 
     @property
     def port(self) -> int:
@@ -71,15 +67,19 @@ class App:
         return None if self.exposition is None else self.exposition.port
 
     async def stop(self) -> None:
-        """Stop gracefully: health says NOT_SERVING, no new calls, running ones finish within the grace period, then the engines end."""
+        """Stop gracefully.
+
+        Health says NOT_SERVING, no new calls are taken, those that can go on elsewhere are told to, the others finish within the grace period. Then all
+        sessions are given back to the store, and the engines end.
+        """
         await self.server.drain()
         self.sessions.drain()
         await self.server.stop(self.settings.grace_s)
         self.watchers.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self.watchers
-        for engine in self.engines.values():
-            await engine.stop()
+        await self.sessions.close()
+        await self.fleet.stop()
         if self.exposition is not None:
             self.exposition.close()
 
@@ -96,45 +96,36 @@ async def start(settings: Settings, clock: Clock | None = None) -> App:
     authenticator = Authenticator.from_file(settings.tokens_file)
     credentials = server_credentials(settings.tls)
     metrics = Metrics()
-    registry = ModelRegistry()
+    fleet = Fleet(settings, metrics, clock)
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS_KEPT))
-    await asyncio.to_thread(registry.load_folder, settings.models, settings.engine.torch_threads, settings.engine.dtype)
-    if not registry.names():
-        raise ValueError(f"{settings.models}: no folder in it has a {MANIFEST_FILE}; name the folder that holds model folders by --models")
-    metrics.models_loaded.set(len(registry.names()))
-    config = _session_config(settings)
-    loop = asyncio.get_running_loop()
-    engines: dict[str, Engine] = {}
-    processors = Processors(settings.engine.threads or _default_threads(), clock)
-    for model in registry.list():
-        engines[model.name] = Engine(model, _engine_config(settings), processors, metrics, clock)
-        engines[model.name].start(loop)
-    for engine in engines.values():
-        await engine.warmed()
-    sessions = SessionManager(engines, config, metrics, clock)
-    largest = max((model.state_bytes + 4 * model.network.output_size for model in registry.list()), default=0)
+    await fleet.start()
+    store = await open_store(settings.store, settings.sessions.tombstones, clock)
+    config = _session_config(settings, await offered_durability(store, settings.store))
+    sessions = Sessions(fleet.engines, store, config, settings.store, metrics, clock)
     servicers = Servicers(
-        InferenceServicer(sessions, ProgramDecoder(_input_limits(settings))),
-        SessionServicer(sessions, RequestCache(clock), max_snapshot_bytes=2 * largest + (1 << 20)),
-        ModelServicer(registry),
+        InferenceServicer(sessions.calling, ProgramDecoder(_input_limits(settings))),
+        SessionServicer(sessions.manager, RequestCache(clock), fleet.largest_snapshot_bytes),
+        ModelServicer(fleet.registry),
     )
     server = Server(settings, servicers, CallInterceptor(authenticator, metrics), credentials)
     exposition = None
     if settings.metrics_port is not None:
         exposition = Exposition(metrics.registry, settings.metrics_listen_host, settings.metrics_port)
     await server.serve()
-    watchers = asyncio.gather(_sweep(sessions, engines, server), _measure_lag(sessions))
-    return App(settings, registry, engines, sessions, server, exposition, watchers)
+    watchers = asyncio.gather(_sweep(sessions, fleet, server), _measure_lag(sessions), sessions.run())
+    return App(settings, fleet, sessions, server, exposition, watchers)
 
 
 async def run(settings: Settings, ready: Callable[[App], None] = lambda app: None) -> int:
-    """Serve until SIGTERM or SIGINT, and return the exit status. `ready` is called once calls are taken."""
+    """Serve until SIGTERM or SIGINT, and return the exit status. `ready` is called once calls are taken. SIGHUP has the models' folder read again."""
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     sys.setswitchinterval(SWITCH_S)
     app = await start(settings)
+    reloads: set[asyncio.Task[list[str]]] = set()
+    loop.add_signal_handler(signal.SIGHUP, lambda: reloads.add(asyncio.ensure_future(app.fleet.reload())))
     _set_garbage_aside()
     ready(app)
     await stopping.wait()
@@ -150,26 +141,27 @@ def _set_garbage_aside() -> None:
     gc.freeze()
 
 
-async def _sweep(sessions: SessionManager, engines: dict[str, Engine], server: Server) -> None:
-    """Once a second: end what has expired, and tell health checks where an engine's thread has died."""
+async def _sweep(sessions: Sessions, fleet: Fleet, server: Server) -> None:
+    """Once a second: end what has expired, stop versions of models that nobody is on any more, and tell health checks where an engine's thread has died."""
     while True:
         await asyncio.sleep(SWEEP_S)
-        sessions.expire_due()
-        if dead := [name for name, engine in engines.items() if not engine.alive]:
-            _log.error("an engine's thread has died: this server needs a restart", models=dead)
+        await sessions.expire_due()
+        await fleet.retire(sessions)
+        if fleet.dead:
+            _log.error("an engine's thread has died: this server needs a restart", models=fleet.dead)
             await server.drain()
 
 
-async def _measure_lag(sessions: SessionManager) -> None:
+async def _measure_lag(sessions: Sessions) -> None:
     """Tell admission by how much the event loop is late."""
     loop = asyncio.get_running_loop()
     while True:
         due_s = loop.time() + LAG_EVERY_S
         await asyncio.sleep(LAG_EVERY_S)
-        sessions.admission.lagged(loop.time() - due_s)
+        sessions.calling.admission.lagged(loop.time() - due_s)
 
 
-def _session_config(settings: Settings) -> SessionConfig:
+def _session_config(settings: Settings, offered: frozenset[Durability]) -> SessionConfig:
     given = settings.sessions
     return SessionConfig(
         max_sessions=given.max_sessions,
@@ -179,21 +171,10 @@ def _session_config(settings: Settings) -> SessionConfig:
         idle_ttl_s=given.idle_ttl_s,
         max_ttl_s=given.max_ttl_s,
         tombstones=given.tombstones,
+        durability=Durability[settings.store.default_durability.upper()],
+        offered=offered,
         call=CallBounds(settings.engine.output_window_steps, settings.limits.queued_steps),
     )
-
-
-def _engine_config(settings: Settings) -> EngineConfig:
-    slots = settings.sessions.max_sessions + settings.engine.max_calls
-    given = settings.engine
-    steps = StepLimits(given.max_batch_rows, given.max_ahead_s)
-    return EngineConfig(steps, slots, given.torch_threads, given.max_batch_rows if given.warm_rows is None else given.warm_rows)
-
-
-def _default_threads() -> int:
-    """Return half of the processors that this process may use, but both of two: with more, the event loop and the callers beside it need some."""
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return processors if processors <= 2 else processors // 2
 
 
 def _input_limits(settings: Settings) -> InputLimits:

@@ -75,7 +75,7 @@ def overrides(flags: Mapping[str, object], assignments: Sequence[str]) -> dict[s
 def _tell_ready(app: App) -> None:
     host = app.settings.listen_host
     metrics = "off" if app.exposition is None else f"on {app.exposition.url}"
-    models = ", ".join(app.registry.names()) or "none"
+    models = ", ".join(app.fleet.registry.names()) or "none"
     sys.stdout.write(f"cellstate is ready: gRPC on {_in_url(host)}:{app.port}, metrics {metrics}, models: {models}\n")
     sys.stdout.flush()
 

@@ -10,7 +10,7 @@ An unknown key and an unreadable value are errors that name the key and where it
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from cellstate_service.sources import SettingsError, Sources, read_sources, validate
@@ -23,6 +23,7 @@ __all__ = [
     "SessionSettings",
     "Settings",
     "SettingsError",
+    "StoreSettings",
     "TLSSettings",
     "load_settings",
 ]
@@ -87,6 +88,10 @@ class EngineSettings(Group):
         le=10,
         description="Where many sessions generate, their outputs are held back for this long at most, to be sent several in a message, in seconds. 0: never.",
     )
+    retire_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        default=3600.0,
+        description="For so long sessions stay on a version of their model that was replaced (by SIGHUP, which has the models' folder read again), in seconds.",
+    )
     max_calls: Count = Field(default=1024, description="Inference calls at once, with and without a session, over all models; those without take a state slot.")
     output_window_steps: Count = Field(default=256, description="Steps generated ahead of a reader that is slow.")
 
@@ -94,8 +99,11 @@ class EngineSettings(Group):
 class SessionSettings(Group):
     """How many sessions there are and how long they live."""
 
-    max_sessions: Count = Field(default=4096, description="Sessions on one model.")
-    max_sessions_per_owner: Count | None = Field(default=None, description="Sessions of one owner over all models. None: only bounded by max_sessions.")
+    max_sessions: Count = Field(
+        default=4096,
+        description="Resident sessions on one model. Beyond, those that were not used for the longest time go to the store, and return when called.",
+    )
+    max_sessions_per_owner: Count | None = Field(default=None, description="Sessions of one owner over all models, resident and stored. None: no limit.")
     idle_ttl_s: Seconds = Field(default=3600.0, description="How long an unused session lives where its caller says nothing, in seconds.")
     max_ttl_s: Seconds = Field(default=7 * 86400.0, description="The longest time to live that a caller may ask for, in seconds.")
     tombstones: Annotated[int, Field(ge=0)] = Field(default=10_000, description="Ended sessions whose reason is remembered for their owner.")
@@ -105,6 +113,41 @@ class SessionSettings(Group):
         if self.idle_ttl_s > self.max_ttl_s:
             raise ValueError(f"idle_ttl_s ({self.idle_ttl_s:g}) is above max_ttl_s ({self.max_ttl_s:g})")
         return self
+
+
+class StoreSettings(Group):
+    """Where sessions are kept, so that they outlive the server."""
+
+    kind: Literal["sqlite", "redis", "memory"] = Field(
+        default="sqlite",
+        description="sqlite: a file, for one server. redis: a Redis 7 server, for any number of servers that share their sessions. "
+        "memory: nothing outlives the server.",
+    )
+    path: Path = Field(default=Path("cellstate-sessions.db"), description="The file of sqlite, which belongs to one server; made where it is missing.")
+    url: SecretStr | None = Field(
+        default=None, description="Address of the Redis server: redis://[[user]:password@]host[:port][/database], rediss:// with TLS."
+    )
+    durability: Literal["memory", "periodic", "sync"] | None = Field(
+        default=None, description="Of sessions whose caller asks for none. None: periodic; memory where the kind is memory."
+    )
+    checkpoint_s: Seconds = Field(default=1.0, description="Time between two snapshots of a session of periodic durability that moves, in seconds.")
+    lease_s: Annotated[float, Field(ge=0.1, le=600)] = Field(
+        default=5.0, description="After this long without a sign of life other servers take the sessions of this one, in seconds."
+    )
+    timeout_s: Seconds = Field(default=2.0, description="Time for an answer of the Redis server, in seconds.")
+
+    @model_validator(mode="after")
+    def _whole(self) -> "StoreSettings":
+        if self.kind == "redis" and self.url is None:
+            raise ValueError("kind redis needs a url, for example redis://127.0.0.1:6379/0")
+        if self.kind == "memory" and self.durability not in (None, "memory"):
+            raise ValueError(f"durability {self.durability} needs a store: set kind to sqlite or redis")
+        return self
+
+    @property
+    def default_durability(self) -> str:
+        """Durability of sessions whose caller asks for none."""
+        return self.durability or ("memory" if self.kind == "memory" else "periodic")
 
 
 class LimitsSettings(Group):
@@ -163,6 +206,7 @@ class Settings(BaseSettings):
     tls: TLSSettings = Field(default_factory=TLSSettings, description="Encryption of the gRPC port.")
     engine: EngineSettings = Field(default_factory=EngineSettings, description="How each model's engine computes.")
     sessions: SessionSettings = Field(default_factory=SessionSettings, description="How many sessions there are and how long they live.")
+    store: StoreSettings = Field(default_factory=StoreSettings, description="Where sessions are kept.")
     limits: LimitsSettings = Field(default_factory=LimitsSettings, description="What one call may ask for.")
     keepalive: KeepaliveSettings = Field(default_factory=KeepaliveSettings, description="How dead connections are found.")
     logging: LoggingSettings = Field(default_factory=LoggingSettings, description="What is logged.")

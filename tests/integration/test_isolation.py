@@ -242,7 +242,7 @@ async def test_a_failed_step_fails_its_batch_and_the_engine_goes_on(server: Serv
     taken = 0
     while taken < 2:
         taken = (await call.read()).output.position
-    batch = server.app.engines["rnn_tanh-series"]._core._batch
+    batch = server.app.fleet.engines["rnn_tanh-series"]._core._batch
     monkeypatch.setattr(batch, "_runner", FailsOnce(batch._runner))
     await call.write(chunk(values([3.0, 4.0])))
     answers, told = await ending(call)
@@ -279,7 +279,7 @@ async def test_a_stopped_server_ends_running_calls(models: Path, tmp_path: Path)
             while await call.read() is not grpc.aio.EOF:
                 pass
         assert await call.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
-        assert not served.app.engines["lstm-text"].alive
+        assert not served.app.fleet.engines["lstm-text"].alive
 
 
 async def test_a_wrong_message_ends_the_stream_after_what_came_before(server: Served, name: str) -> None:

@@ -26,13 +26,15 @@ FLOOD = 3000
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def server(models: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served]:
-    async with serving(link_models(models, tmp_path_factory.mktemp("overload"), "gru-series"), sessions={"max_sessions": 2000}) as served:
+    async with serving(
+        link_models(models, tmp_path_factory.mktemp("overload"), "gru-series"), sessions={"max_sessions": 2000}, store={"kind": "memory"}
+    ) as served:
         yield served
 
 
 async def test_new_calls_are_refused_while_steps_wait_and_taken_afterwards(server: Served) -> None:
     """What an engine measures is put in by hand, so that the test does not hang on the machine's speed."""
-    load = server.app.engines["gru-series"].load
+    load = server.app.fleet.engines["gru-series"].load
     await server.create("gru-series", "running")
     call = server.stubs.inference.ManyToMany()
     await call.write(open_many(on_session("running")))

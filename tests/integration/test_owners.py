@@ -37,7 +37,9 @@ async def server(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Asyn
     folder = tmp_path_factory.mktemp("owners")
     tokens = write_tokens(folder / "tokens", ada="one", bob="two")
     limits = SessionSettings(max_sessions=5, max_sessions_per_owner=3)
-    async with serving(link_models(models, folder, "lstm-text", "gru-text"), tokens_file=tokens, sessions=limits, metrics_port=None) as served:
+    async with serving(
+        link_models(models, folder, "lstm-text", "gru-text"), tokens_file=tokens, sessions=limits, store={"kind": "memory"}, metrics_port=None
+    ) as served:
         yield served
 
 

@@ -55,12 +55,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-async def start(tiny: Path) -> AsyncIterator[Start]:
+async def start(tiny: Path, tmp_path: Path) -> AsyncIterator[Start]:
     """Start server processes; what still runs at the end is killed."""
     started: list[asyncio.subprocess.Process] = []
 
     async def make(*arguments: str) -> Process:
-        process = await launch("--models", str(tiny), *arguments)
+        process = await launch("--models", str(tiny), "--set", f"store.path={tmp_path}/sessions-{len(started)}.db", *arguments)
         started.append(process)
         assert process.stdout
         line = (await process.stdout.readline()).decode()

@@ -1,4 +1,7 @@
-"""Streams and generators on sessions go on by themselves through cut connections: each output once, in order, the values of a run that nothing interrupted."""
+"""Streams and generators on sessions go on by themselves through cut connections: each output once, in order, the values of a run that nothing interrupted.
+
+Calls that read a caller's iterable, and gateways, are in `test_resuming_uploads.py`.
+"""
 
 import asyncio
 import threading

@@ -9,8 +9,9 @@ from typing import Any, Self, Unpack
 from cellstate import _calls, _session_calls
 from cellstate._aio import modes
 from cellstate._aio.gateway import AsyncGateway
+from cellstate._aio.outputs import AsyncOutputs
 from cellstate._aio.session import AsyncSession
-from cellstate._aio.streams import AsyncOutputs, AsyncStream
+from cellstate._aio.streams import AsyncStream
 from cellstate._aio.transport import Transport
 from cellstate._stubs import Raw
 from cellstate._tracking import Tracked
@@ -130,7 +131,7 @@ class AsyncClient:
         return AsyncSession(self._transport, Tracked(await self._transport.unary(_session_calls.get_session(name))), keep=True)
 
     async def sessions(self, filter: str = "") -> AsyncIterator[SessionInfo]:  # noqa: A002 - the contract's word
-        """Iterate your sessions in the order of creation.
+        """Iterate your sessions by name.
 
         Args:
             filter: Terms joined by AND: `model="NAME"`, `labels.KEY="VALUE"`, `busy=true|false`. Empty: all.

@@ -4,15 +4,14 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import Self, TypeVar, Unpack
 
-import grpc
-
-from cellstate._aio.transport import Transport, being_cancelled, client_closed, to_error
-from cellstate._gateway_core import GatewayCore, close_message, on_channel, pack, step_message
+from cellstate._aio.carrier import Carrier
+from cellstate._aio.transport import Transport
+from cellstate._gateway_core import GatewayCore, on_channel, step_message
 from cellstate._stream_core import StreamCore
 from cellstate._tracking import Handle
-from cellstate.errors import CellstateError, ServerError
+from cellstate.errors import CellstateError
 from cellstate.inputs import Input
 from cellstate.outputs import Completion, Emit, Output
 from cellstate.programs import ChannelOptions, DirectiveOptions
@@ -23,9 +22,8 @@ T = TypeVar("T")
 class AsyncChannel:
     """One session, or one fresh state, on a gateway's stream. See `Channel`. Made by `AsyncGateway.open`."""
 
-    def __init__(self, gateway: "AsyncGateway", number: int, core: StreamCore) -> None:
+    def __init__(self, gateway: "AsyncGateway", core: StreamCore) -> None:
         self._gateway = gateway
-        self._number = number
         self._core = core
         self._arrived = asyncio.Event()
 
@@ -46,15 +44,15 @@ class AsyncChannel:
             value: The chunk; see `Input`.
             emit: Which of its outputs are answered, where it differs from the channel's.
         """
-        self._gateway._put(*(on_channel(self._number, message) for message in self._core.send(value, emit)))
+        self._gateway._carrier.put(*(on_channel(self._core, message) for message in self._core.send(value, emit)))
 
     async def generate(self, **options: Unpack[DirectiveOptions]) -> None:
         """Generate after all that was sent before; `until_completion` reads what comes."""
-        self._gateway._put(on_channel(self._number, self._core.generate(options)))
+        self._gateway._carrier.put(on_channel(self._core, self._core.generate(options)))
 
     async def stop(self) -> int:
         """End the generation that is running or waiting to run, and return the position where that took effect. Outputs that come before it stay to be read."""
-        self._gateway._put(on_channel(self._number, self._core.stop()))
+        self._gateway._carrier.put(on_channel(self._core, self._core.stop()))
         position = await self._wait(self._core.stops.popleft, lambda: bool(self._core.stops))
         if position is None:
             raise RuntimeError("the channel ended before the stop took effect")
@@ -79,8 +77,7 @@ class AsyncChannel:
         Raises:
             CellstateError: The channel failed, or the stream did.
         """
-        if not self._core.half_closed:
-            self._gateway._put(close_message(self._number, self._core))
+        self._gateway._carrier.close(self._core)
         await self._wait(lambda: None, lambda: False)
         return self.position
 
@@ -115,11 +112,8 @@ class AsyncGateway:
     """Many sessions on one stream. See `Gateway`. Cancelling a task that waits for one channel leaves the others alone."""
 
     def __init__(self, transport: Transport, timeout_s: float | None) -> None:
-        self._core = GatewayCore(timeout_s)
-        self._outbox: asyncio.Queue[Any] = asyncio.Queue()
-        self._events: dict[int, asyncio.Event] = {}
-        self._answers, _ = transport.duplex(self._core.call, _drain(self._outbox))
-        self._reading = asyncio.ensure_future(_read(self._answers, self._core, self._outbox, self._events))
+        self._core = GatewayCore(timeout_s, transport.connection.resume_s)
+        self._carrier = Carrier(transport, self._core)
 
     async def open(self, model: str | Handle, **options: Unpack[ChannelOptions]) -> AsyncChannel:
         """Open a channel, and wait until it is open.
@@ -131,10 +125,10 @@ class AsyncGateway:
         Raises:
             CellstateError: It is refused: no such model or session, busy, or the server has as many calls as allowed.
         """
-        number, core, message = self._core.open(model, options)
-        channel = AsyncChannel(self, number, core)
-        self._events[number] = channel._arrived
-        self._put(message)
+        core, message = self._core.open(model, options)
+        channel = AsyncChannel(self, core)
+        self._carrier.events[core] = channel._arrived
+        self._carrier.put(message)
         return await channel._opened()
 
     async def step(self, inputs: Mapping[AsyncChannel, Input]) -> dict[AsyncChannel, Output | CellstateError]:
@@ -152,10 +146,10 @@ class AsyncGateway:
         messages = []
         for channel, value in inputs.items():
             try:
-                messages.append(step_message(channel._number, channel._core, value))
+                messages.append(step_message(channel._core, value))
             except CellstateError as error:
                 results[channel] = error
-        self._put(*messages)
+        self._carrier.put(*messages)
         for channel in inputs:
             if channel not in results:
                 results[channel] = await _output(channel)
@@ -167,24 +161,19 @@ class AsyncGateway:
         Raises:
             CellstateError: The stream failed.
         """
-        if not self._core.half_closed:
-            self._core.half_closed = True
-            self._outbox.put_nowait(None)
-        await asyncio.wait([self._reading])
+        self._carrier.finish()
+        await asyncio.wait([self._carrier.reading])
         if self._core.error is not None:
             raise self._core.error
 
     def cancel(self) -> None:
         """End the stream with all its channels now. On sessions, steps already taken stay taken."""
-        if self._core.cut():
-            self._outbox.put_nowait(None)
-            self._answers.cancel()
-            _tell(self._events)
+        self._carrier.cancel()
 
     async def close(self) -> None:
         """Cancel the stream where it has not ended."""
         self.cancel()
-        await asyncio.wait([self._reading])
+        await asyncio.wait([self._carrier.reading])
 
     async def __aenter__(self) -> Self:
         """Return itself."""
@@ -196,13 +185,9 @@ class AsyncGateway:
 
     def __del__(self) -> None:
         """Cancel the stream where nobody holds it or a channel of it any more."""
-        if hasattr(self, "_reading"):
+        if hasattr(self, "_carrier"):
             with contextlib.suppress(RuntimeError):  # the loop may be closed by now
                 self.cancel()
-
-    def _put(self, *messages: Any) -> None:
-        if messages:
-            self._outbox.put_nowait(messages)
 
 
 async def _output(channel: AsyncChannel) -> Output | CellstateError:
@@ -213,44 +198,3 @@ async def _output(channel: AsyncChannel) -> Output | CellstateError:
     if not isinstance(event, Output):
         raise RuntimeError("the channel was closed, or generates: step takes channels on which nothing else is outstanding")
     return event
-
-
-async def _read(answers: Any, core: GatewayCore, outbox: asyncio.Queue[Any], events: dict[int, asyncio.Event]) -> None:
-    """Read the stream to its end, and wake who waits for a channel. Holds no gateway, so that one that nobody holds can go."""
-    try:
-        async for response in answers:
-            for number in core.feed(response):
-                if number in events:
-                    events[number].set()
-                    if number not in core.channels:
-                        del events[number]
-        core.finish()
-    except grpc.RpcError as error:
-        core.finish(to_error(error))
-    except ValueError as error:  # an answer of a newer server, that this client does not know
-        core.finish(ServerError(str(error)))
-        answers.cancel()
-    except asyncio.CancelledError:
-        core.finish(client_closed())  # does nothing where the stream was cut
-        if being_cancelled():
-            raise
-    finally:
-        outbox.put_nowait(None)
-        _tell(events)
-
-
-def _tell(events: dict[int, asyncio.Event]) -> None:
-    for event in events.values():
-        event.set()
-
-
-async def _drain(outbox: asyncio.Queue[Any]) -> AsyncIterator[Any]:
-    """Yield what is to be sent; what waits together goes together."""
-    while (messages := await outbox.get()) is not None:
-        waiting = list(messages)
-        while not outbox.empty() and (messages := outbox.get_nowait()) is not None:
-            waiting += messages
-        for message in pack(waiting):
-            yield message
-        if messages is None:
-            return

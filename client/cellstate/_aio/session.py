@@ -5,7 +5,8 @@ from typing import Self, Unpack
 
 from cellstate import _session_calls
 from cellstate._aio import modes
-from cellstate._aio.streams import AsyncOutputs, AsyncStream
+from cellstate._aio.outputs import AsyncOutputs
+from cellstate._aio.streams import AsyncStream
 from cellstate._aio.transport import Transport
 from cellstate._exchange import Call
 from cellstate._tracking import Handle, Tracked, tracked_of

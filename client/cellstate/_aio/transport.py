@@ -11,11 +11,12 @@ import grpc
 import grpc.aio
 
 from cellstate._exchange import Call
-from cellstate._resume import Repeating
+from cellstate._repeat import Repetition
+from cellstate._resume import GoingOn, Replay, Resumable, Resumption
 from cellstate._status import error_from_status
 from cellstate._stubs import Raw
 from cellstate.connection import Connection
-from cellstate.errors import CellstateError
+from cellstate.errors import CellstateError, SessionRolledBack
 
 T = TypeVar("T")
 
@@ -28,6 +29,7 @@ class Transport:
         self._metadata = connection.metadata()
         self._raw: Raw | None = None
         self._closed = False
+        self._reached = False
 
     @property
     def raw(self) -> Raw:
@@ -47,25 +49,71 @@ class Transport:
             await self._raw.channel.close()
 
     async def unary(self, call: Call[T], *, wait_for_ready: bool = False) -> T:
-        """Send one request and return the decoded answer. A call that names a position is sent again where its connection was lost."""
-        repeating = Repeating(call.position, self.connection.resume_s, self._timeout_s(call))
-        while True:
+        """Send one request and return the decoded answer.
+
+        A step on a session goes on where its connection was lost or its server died, and so does what makes, reads or ends a session.
+        """
+        resumption = repetition = None
+        if call.log is not None and call.tracked is not None:
+            resumption = Resumption(call.tracked, call.log, self.going_on(call))
+        elif call.repeats:
+            repetition = Repetition(call, self.going_on(call), reached=self._reached)
+        try:
+            while True:
+                try:
+                    answer = await self._invoke(call, call.request, wait_for_ready=wait_for_ready or None)
+                    self._reached = True
+                    return call.decode(answer)
+                except grpc.RpcError as raised:
+                    error = to_error(raised)
+                    if repetition is not None and repetition.is_done(error):
+                        return call.decode(None)
+                    last = await self.take_up(call, resumption or repetition, error)
+                if last is not None:
+                    raise call.failed(last) from None
+                if resumption is not None:
+                    call = dataclasses.replace(call, request=resumption.request(call.request), timeout_s=resumption.timeout_s)
+                elif repetition is not None:
+                    call = dataclasses.replace(call, timeout_s=repetition.timeout_s)
+        except asyncio.CancelledError as cancelled:
+            raise self.cancelled(call, cancelled) from None
+
+    def going_on(self, call: Call[Any]) -> GoingOn:
+        """Return what decides when a call is made again."""
+        return GoingOn(self.connection.resume_s, self._timeout_s(call))
+
+    async def take_up(self, call: Call[Any], resumable: Resumable | None, error: CellstateError) -> CellstateError | None:
+        """Wait, and give again what earlier calls asked, until a call that was lost can be made again; otherwise return the error that is its end.
+
+        Args:
+            call: The call.
+            resumable: What decides; None where it cannot be made again.
+            error: Why it was lost.
+        """
+        while resumable is not None and not self._closed and (wait_s := resumable.wait_s(error)) is not None:
+            await asyncio.sleep(wait_s)
             try:
-                response = await self._invoke(call, call.request, wait_for_ready=wait_for_ready or None)
+                for replay in resumable.replays():
+                    await self._replay(call, replay)
             except grpc.RpcError as raised:
                 error = to_error(raised)
-                wait_s = repeating.wait_s(error)
-                if wait_s is None:
-                    raise call.failed(error) from None
-            except asyncio.CancelledError as cancelled:
-                raise self.cancelled(call, cancelled) from None
+            except SessionRolledBack as raised:
+                error = raised
             else:
-                return call.decode(response)
-            try:
-                await asyncio.sleep(wait_s)
-            except asyncio.CancelledError as cancelled:
-                raise self.cancelled(call, cancelled) from None
-            call = dataclasses.replace(call, timeout_s=repeating.timeout_s)
+                return None
+        return error
+
+    async def _replay(self, call: Call[Any], replay: Replay) -> None:
+        answers = self.exchange(dataclasses.replace(call, method="ManyToMany", streams=True), _each(replay.messages))
+        try:
+            async for response in answers:
+                replay.feed(response)
+        finally:
+            answers.cancel()
+
+    def exchange(self, call: Call[Any], messages: AsyncIterator[Any]) -> Any:
+        """Stream requests; return grpc's call, which iterates answers, or is awaited where it answers once."""
+        return self._invoke(call, messages)
 
     async def upload(self, call: Call[T], messages: AsyncIterable[Any] | Iterable[Any]) -> T:
         """Stream requests and return the decoded answer. What iterating `messages` raises cancels the call and is raised here."""
@@ -112,7 +160,8 @@ class Transport:
 
     def _invoke(self, call: Call[Any], request: Any, **settings: Any) -> Any:
         timeout_s = self._timeout_s(call)
-        made = getattr(getattr(self.raw, call.service), call.method)(request, timeout=timeout_s, metadata=self._metadata, **settings)
+        metadata = self._metadata + call.metadata
+        made = getattr(getattr(self.raw, call.service), call.method)(request, timeout=timeout_s, metadata=metadata, **settings)
         if hasattr(made, "_async_request_poller") and hasattr(made, "_cython_call"):  # a call that streams requests; see _Shield
             made._cython_call = _Shield(made._cython_call)
         return made
@@ -165,6 +214,11 @@ class Source:
         except Exception as error:
             self.error = error
             self._cancel()
+
+
+async def _each(messages: Iterable[Any]) -> AsyncIterator[Any]:
+    for message in messages:
+        yield message
 
 
 def being_cancelled() -> bool:

@@ -9,8 +9,9 @@ from cellstate import _calls, _session_calls
 from cellstate._stubs import Raw
 from cellstate._sync import modes
 from cellstate._sync.gateway import Gateway
+from cellstate._sync.outputs import Outputs
 from cellstate._sync.session import Session
-from cellstate._sync.streams import Outputs, Stream
+from cellstate._sync.streams import Stream
 from cellstate._sync.transport import Transport
 from cellstate._tracking import Tracked
 from cellstate.connection import DEFAULT_ADDRESS, TLS, Connection, ConnectionOptions
@@ -137,7 +138,7 @@ class Client:
         return Session(self._transport, Tracked(self._transport.unary(_session_calls.get_session(name))), keep=True)
 
     def sessions(self, filter: str = "") -> Iterator[SessionInfo]:  # noqa: A002 - the contract's word
-        """Iterate your sessions in the order of creation.
+        """Iterate your sessions by name.
 
         Args:
             filter: Terms joined by AND: `model="NAME"`, `labels.KEY="VALUE"`, `busy=true|false`. Empty: all.

@@ -1,16 +1,13 @@
 """Many sessions on one stream, sync face."""
 
-import threading
 from collections.abc import Callable, Iterator, Mapping
-from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import Self, TypeVar, Unpack
 
-import grpc
-
-from cellstate._gateway_core import GatewayCore, close_message, on_channel, pack, step_message
+from cellstate._gateway_core import GatewayCore, on_channel, step_message
 from cellstate._stream_core import StreamCore
-from cellstate._sync.transport import Transport, to_error
+from cellstate._sync.carrier import Carrier
+from cellstate._sync.transport import Transport
 from cellstate._tracking import Handle
 from cellstate.errors import CellstateError
 from cellstate.inputs import Input
@@ -27,9 +24,8 @@ class Channel:
     than the model computes reads in between: the server fails a channel that has too much waiting.
     """
 
-    def __init__(self, gateway: "Gateway", number: int, core: StreamCore) -> None:
+    def __init__(self, gateway: "Gateway", core: StreamCore) -> None:
         self._gateway = gateway
-        self._number = number
         self._core = core
 
     @property
@@ -49,18 +45,18 @@ class Channel:
             value: The chunk; see `Input`.
             emit: Which of its outputs are answered, where it differs from the channel's.
         """
-        with self._gateway._writing:
-            self._gateway._put(*(on_channel(self._number, message) for message in self._core.send(value, emit)))
+        with self._gateway._carrier.writing:
+            self._gateway._carrier.put(*(on_channel(self._core, message) for message in self._core.send(value, emit)))
 
     def generate(self, **options: Unpack[DirectiveOptions]) -> None:
         """Generate after all that was sent before; `until_completion` reads what comes."""
-        with self._gateway._writing:
-            self._gateway._put(on_channel(self._number, self._core.generate(options)))
+        with self._gateway._carrier.writing:
+            self._gateway._carrier.put(on_channel(self._core, self._core.generate(options)))
 
     def stop(self) -> int:
         """End the generation that is running or waiting to run, and return the position where that took effect. Outputs that come before it stay to be read."""
-        with self._gateway._writing:
-            self._gateway._put(on_channel(self._number, self._core.stop()))
+        with self._gateway._carrier.writing:
+            self._gateway._carrier.put(on_channel(self._core, self._core.stop()))
         position = self._gateway._wait(self._core, self._core.stops.popleft, lambda: bool(self._core.stops))
         if position is None:
             raise RuntimeError("the channel ended before the stop took effect")
@@ -85,9 +81,7 @@ class Channel:
         Raises:
             CellstateError: The channel failed, or the stream did.
         """
-        with self._gateway._writing:
-            if not self._core.half_closed:
-                self._gateway._put(close_message(self._number, self._core))
+        self._gateway._carrier.close(self._core)
         self._gateway._wait(self._core, lambda: None, lambda: False)
         return self.position
 
@@ -106,17 +100,15 @@ class Channel:
 class Gateway:
     """Many sessions on one stream: `open` gives a `Channel` for each, `step` takes a step on many of them by one message up and one down.
 
-    A channel's error ends that channel alone. Safe to share between threads. Leaving the context before the end cancels what is left;
+    A channel's error ends that channel alone. Where the connection is lost, or the server dies and comes again, channels on sessions go on by
+    themselves; those on models fail. Safe to share between threads. Leaving the context before the end cancels what is left;
     `finish` ends all channels in their turn.
     """
 
     def __init__(self, transport: Transport, timeout_s: float | None) -> None:
-        self._core = GatewayCore(timeout_s)
-        self._outbox: SimpleQueue[Any] = SimpleQueue()
-        self._arrived = threading.Condition()
+        self._core = GatewayCore(timeout_s, transport.connection.resume_s)
+        self._carrier = Carrier(transport, self._core)
         self._reading = False
-        self._writing = threading.RLock()
-        self._answers, _ = transport.duplex(self._core.call, _drain(self._outbox))
 
     def open(self, model: str | Handle, **options: Unpack[ChannelOptions]) -> Channel:
         """Open a channel, and wait until it is open.
@@ -128,11 +120,11 @@ class Gateway:
         Raises:
             CellstateError: It is refused: no such model or session, busy, or the server has as many calls as allowed.
         """
-        with self._writing, self._arrived:
-            number, core, message = self._core.open(model, options)
-            self._put(message)
+        with self._carrier.writing:
+            core, message = self._core.open(model, options)
+            self._carrier.put(message)
         self._wait(core, lambda: True, lambda: core.opened)
-        return Channel(self, number, core)
+        return Channel(self, core)
 
     def step(self, inputs: Mapping[Channel, Input]) -> dict[Channel, Output | CellstateError]:
         """Take one step on each of many channels, by one message up and, where the server is ready with all, one down.
@@ -147,13 +139,13 @@ class Gateway:
         """
         results: dict[Channel, Output | CellstateError] = {}
         messages = []
-        with self._writing:
+        with self._carrier.writing:
             for channel, value in inputs.items():
                 try:
-                    messages.append(step_message(channel._number, channel._core, value))
+                    messages.append(step_message(channel._core, value))
                 except CellstateError as error:
                     results[channel] = error
-            self._put(*messages)
+            self._carrier.put(*messages)
         for channel in inputs:
             if channel not in results:
                 results[channel] = _output(channel)
@@ -165,17 +157,12 @@ class Gateway:
         Raises:
             CellstateError: The stream failed.
         """
-        with self._writing:
-            if not self._core.half_closed:
-                self._core.half_closed = True
-                self._outbox.put(None)
+        self._carrier.finish()
         self._wait(self._core, lambda: None, lambda: False)
 
     def cancel(self) -> None:
         """End the stream with all its channels now. On sessions, steps already taken stay taken."""
-        if self._core.cut():
-            self._outbox.put(None)
-            self._answers.cancel()
+        self._carrier.cancel()
 
     def close(self) -> None:
         """Cancel the stream where it has not ended."""
@@ -191,18 +178,14 @@ class Gateway:
 
     def __del__(self) -> None:
         """Cancel the stream where nobody holds it or a channel of it any more."""
-        if hasattr(self, "_answers"):
+        if hasattr(self, "_carrier"):
             self.cancel()
-
-    def _put(self, *messages: Any) -> None:
-        if messages:
-            self._outbox.put(messages)
 
     def _wait(self, core: StreamCore | GatewayCore, take: Callable[[], T], ready: Callable[[], bool]) -> T | None:
         """Read messages until `ready`, then `take`. One thread reads for all that wait; None where the channel, or the stream, has ended."""
         while True:
-            with self._arrived:
-                self._arrived.wait_for(lambda: ready() or core.ended or not self._reading)
+            with self._carrier.arrived:
+                self._carrier.arrived.wait_for(lambda: ready() or core.ended or not self._reading)
                 if ready():
                     return take()
                 if core.ended:
@@ -214,23 +197,12 @@ class Gateway:
 
     def _read(self) -> None:
         """Read one message, and tell all that wait."""
-        response, error, interrupted = None, None, True
         try:
-            response = next(self._answers, None)
-            interrupted = False
-        except grpc.RpcError as raised:
-            error = to_error(raised)
-            interrupted = False
+            self._carrier.read()
         finally:
-            with self._arrived:
+            with self._carrier.arrived:
                 self._reading = False
-                if response is not None:
-                    for _ in self._core.feed(response):
-                        pass
-                elif not interrupted:
-                    self._core.finish(error)
-                    self._outbox.put(None)
-                self._arrived.notify_all()
+                self._carrier.arrived.notify_all()
 
 
 def _output(channel: Channel) -> Output | CellstateError:
@@ -241,17 +213,3 @@ def _output(channel: Channel) -> Output | CellstateError:
     if not isinstance(event, Output):
         raise RuntimeError("the channel was closed, or generates: step takes channels on which nothing else is outstanding")
     return event
-
-
-def _drain(outbox: "SimpleQueue[Any]") -> Iterator[Any]:
-    """Yield what is to be sent; what waits together goes together."""
-    while (messages := outbox.get()) is not None:
-        waiting = list(messages)
-        try:
-            while (messages := outbox.get_nowait()) is not None:
-                waiting += messages
-        except Empty:
-            pass
-        yield from pack(waiting)
-        if messages is None:
-            return

@@ -6,7 +6,8 @@ from typing import Self, Unpack
 from cellstate import _session_calls
 from cellstate._exchange import Call
 from cellstate._sync import modes
-from cellstate._sync.streams import Outputs, Stream
+from cellstate._sync.outputs import Outputs
+from cellstate._sync.streams import Stream
 from cellstate._sync.transport import Transport
 from cellstate._tracking import Handle, Tracked, tracked_of
 from cellstate.errors import CellstateError, NotFound, SessionReplaced
@@ -20,9 +21,14 @@ class Session(Handle):
     """A session: a conversation with a model whose state the server keeps between calls.
 
     Made by `Client.session` (created on entering, deleted on leaving unless kept), `Client.open_session`, `Client.import_session` and `fork`. One call at
-    a time: a second one is refused with `SessionBusy`. Calls carry the session's uid and position, so a call that failed on the way can be made again on
-    the same handle: no step is taken twice. `PositionError` then says that part or all of it was applied before: look at the error's `position`, and do not
-    send the whole again.
+    a time: a second one is refused with `SessionBusy`. Calls go on by themselves where the connection is lost, the server drains or dies and comes again, or
+    the session moves: each output comes once, in order, with the values of a run that nothing interrupted. For that the handle keeps what it asked until the
+    server has secured it, up to 64 MiB; your iterables are read once.
+
+    Where that cannot be, an error tells: `Unavailable` after `resume_s` without progress, `SessionGone`, or `SessionRolledBack` where the session is at an
+    older position and this handle does not have all that followed. Calls carry the session's uid and position, so a call that failed on the way can be made
+    again on the same handle: no step is taken twice. `PositionError` then says that part or all of it was applied before: look at the error's `position`, and
+    do not send the whole again.
 
     A call that you cut short yourself - `cancel`, leaving a stream early, Ctrl-C, `asyncio.wait_for` - is another matter: any of its steps may have been taken,
     the handle does not know how many, and its next call goes on from wherever the session stands. `info().position` tells, once the session is not busy.

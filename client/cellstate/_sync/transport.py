@@ -1,6 +1,5 @@
 """Carries out the calls that the core makes ready, on grpc's sync channel."""
 
-import contextlib
 import dataclasses
 import math
 import threading
@@ -11,11 +10,12 @@ from typing import Any, TypeVar
 import grpc
 
 from cellstate._exchange import Call
-from cellstate._resume import Repeating
+from cellstate._repeat import Repetition
+from cellstate._resume import GoingOn, Replay, Resumable, Resumption
 from cellstate._status import error_from_status
 from cellstate._stubs import Raw
 from cellstate.connection import Connection
-from cellstate.errors import CellstateError
+from cellstate.errors import CellstateError, SessionRolledBack
 
 T = TypeVar("T")
 
@@ -31,6 +31,7 @@ class Transport:
         channel = grpc.insecure_channel(connection.address, options) if credentials is None else grpc.secure_channel(connection.address, credentials, options)
         self.raw = Raw(channel)
         self._closed = False
+        self._reached = False
 
     def close(self) -> None:
         """Close the channel; calls that are running are cancelled."""
@@ -38,45 +39,97 @@ class Transport:
         self.raw.channel.close()
 
     def unary(self, call: Call[T], *, wait_for_ready: bool = False) -> T:
-        """Send one request and return the decoded answer. A call that names a position is sent again where its connection was lost."""
-        repeating = Repeating(call.position, self.connection.resume_s, self._timeout_s(call))
+        """Send one request and return the decoded answer.
+
+        A step on a session goes on where its connection was lost or its server died, and so does what makes, reads or ends a session.
+        """
+        resumption = repetition = None
+        if call.log is not None and call.tracked is not None:
+            resumption = Resumption(call.tracked, call.log, self.going_on(call))
+        elif call.repeats:
+            repetition = Repetition(call, self.going_on(call), reached=self._reached)
         while True:
             try:
                 response = self._invoke(call, call.request, wait_for_ready=wait_for_ready or None)
+                self._reached = True
+                return call.decode(response)
             except grpc.RpcError as raised:
                 error = to_error(raised)
-                wait_s = repeating.wait_s(error)
-                if wait_s is None:
-                    raise call.failed(error) from None
             except BaseException as interruption:  # Ctrl-C: the step may have been taken
                 raise call.cut(interruption) from None
-            else:
-                return call.decode(response)
+            if repetition is not None and repetition.is_done(error):
+                return call.decode(None)
             try:
-                time.sleep(wait_s)
+                last = self.take_up(call, resumption or repetition, error, time.sleep)
             except BaseException as interruption:
                 raise call.cut(interruption) from None
-            call = dataclasses.replace(call, timeout_s=repeating.timeout_s)
+            if last is not None:
+                raise call.failed(last) from None
+            if resumption is not None:
+                call = dataclasses.replace(call, request=resumption.request(call.request), timeout_s=resumption.timeout_s)
+            elif repetition is not None:
+                call = dataclasses.replace(call, timeout_s=repetition.timeout_s)
+
+    def going_on(self, call: Call[Any]) -> GoingOn:
+        """Return what decides when a call is made again."""
+        return GoingOn(self.connection.resume_s, self._timeout_s(call))
+
+    def take_up(self, call: Call[Any], resumable: Resumable | None, error: CellstateError, wait: Callable[[float], Any]) -> CellstateError | None:
+        """Wait, and give again what earlier calls asked, until a call that was lost can be made again; otherwise return the error that is its end.
+
+        Args:
+            call: The call.
+            resumable: What decides; None where it cannot be made again.
+            error: Why it was lost.
+            wait: Waits for seconds; True where the caller ended the call meanwhile.
+        """
+        while resumable is not None and not self._closed and (wait_s := resumable.wait_s(error)) is not None:
+            if wait(wait_s):
+                return error
+            try:
+                for replay in resumable.replays():
+                    self._replay(call, replay)
+            except grpc.RpcError as raised:
+                error = to_error(raised)
+            except SessionRolledBack as raised:
+                error = raised
+            else:
+                return None
+        return error
+
+    def _replay(self, call: Call[Any], replay: Replay) -> None:
+        answers = self.exchange(dataclasses.replace(call, method="ManyToMany", streams=True), iter(replay.messages))
+        try:
+            for response in answers:
+                replay.feed(response)
+        finally:
+            answers.cancel()
+
+    def exchange(self, call: Call[Any], messages: Iterator[Any]) -> Any:
+        """Stream requests; return grpc's iterator of answers."""
+        return self._invoke(call, messages)
 
     def upload(self, call: Call[T], messages: Iterable[Any]) -> T:
         """Stream requests and return the decoded answer. What iterating `messages` raises cancels the call and is raised here."""
         source = Source(messages)
-        future = self._stub(call).future(source, **self._settings(call))
+        future = self.future(call, source)
         source.attach(future.cancel)
         try:
             response = future.result()
         except (grpc.RpcError, grpc.FutureCancelledError) as error:
             if source.error is not None:
                 raise call.cut(source.error) from None
-            if isinstance(error, grpc.RpcError):
-                raise call.failed(to_error(error)) from None
-            raise call.failed(error_from_status(1, "the client was closed")) from None
+            raise call.failed(to_error(error)) from None
         except BaseException as error:  # Ctrl-C: steps may have been taken
             future.cancel()
             raise call.cut(error) from None
         if source.error is not None:  # the server was faster than the cancellation
             raise call.cut(source.error)
         return call.decode(response)
+
+    def future(self, call: Call[Any], messages: Iterator[Any]) -> Any:
+        """Stream requests; return grpc's future of the answer."""
+        return self._stub(call).future(messages, **self._settings(call))
 
     def download(self, call: Call[Any]) -> Any:
         """Send one request and return grpc's iterator of answers."""
@@ -105,7 +158,7 @@ class Transport:
         return getattr(getattr(self.raw, call.service), call.method)
 
     def _settings(self, call: Call[Any]) -> dict[str, Any]:
-        return {"timeout": self._timeout_s(call), "metadata": self._metadata}
+        return {"timeout": self._timeout_s(call), "metadata": self._metadata + call.metadata}
 
     def _timeout_s(self, call: Call[Any]) -> float | None:
         timeout_s = call.timeout_s
@@ -145,8 +198,10 @@ class Source:
             raise StopIteration from None
 
 
-def to_error(error: grpc.RpcError) -> CellstateError:
+def to_error(error: Exception) -> CellstateError:
     """Make the typed error of a call that failed."""
-    with contextlib.suppress(AttributeError):
+    if isinstance(error, grpc.FutureCancelledError):
+        return error_from_status(1, "the client was closed")
+    if isinstance(error, grpc.Call):
         return error_from_status(error.code().value[0], error.details() or "", error.trailing_metadata())
     return error_from_status(2, str(error))

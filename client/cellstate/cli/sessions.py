@@ -28,7 +28,7 @@ def list_sessions(
     token_file: TokenFile = None,
     tls_ca: TlsCa = None,
 ) -> None:
-    """List your sessions in the order of creation."""
+    """List your sessions by name."""
     with connect(address, token_file, tls_ca) as client:
         found = list(client.sessions(f'model="{model}"' if model else ""))
     if as_json:

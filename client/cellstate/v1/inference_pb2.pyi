@@ -103,7 +103,9 @@ class Opened(google.protobuf.message.Message):
     seed: builtins.int
     """Seed of draws that name none."""
     safe_position: builtins.int
-    """See Completion.safe_position."""
+    """The newest position that the session's durability has secured: what came before it need not be sent again after a recovery. Unset where whatever is answered is
+    secured: with MEMORY, which survives nothing else, and with SYNC.
+    """
     def __init__(
         self,
         *,
@@ -227,10 +229,13 @@ class InputChunk(google.protobuf.message.Message):
     VALUES_FIELD_NUMBER: builtins.int
     POSITION_FIELD_NUMBER: builtins.int
     EMIT_FIELD_NUMBER: builtins.int
+    END_POSITION_FIELD_NUMBER: builtins.int
     position: builtins.int
     """Position of its first step; see SessionReference.position."""
     emit: cellstate.v1.types_pb2.Emit.ValueType
     """Which of its outputs to answer, where it differs from the stream's. ManyToMany only."""
+    end_position: builtins.int
+    """Consume it up to this position at most. For a chunk that is sent again and was cut short at first, by an error or a deadline. Not part of its content."""
     @property
     def values(self) -> cellstate.v1.types_pb2.Sequence:
         """One or more steps."""
@@ -241,9 +246,13 @@ class InputChunk(google.protobuf.message.Message):
         values: cellstate.v1.types_pb2.Sequence | None = ...,
         position: builtins.int | None = ...,
         emit: cellstate.v1.types_pb2.Emit.ValueType = ...,
+        end_position: builtins.int | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_position", b"_position", "position", b"position", "values", b"values"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_position", b"_position", "emit", b"emit", "position", b"position", "values", b"values"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_end_position", b"_end_position", "_position", b"_position", "end_position", b"end_position", "position", b"position", "values", b"values"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_end_position", b"_end_position", "_position", b"_position", "emit", b"emit", "end_position", b"end_position", "position", b"position", "values", b"values"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_end_position", b"_end_position"]) -> typing.Literal["end_position"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_position", b"_position"]) -> typing.Literal["position"] | None: ...
 
 global___InputChunk = InputChunk
@@ -420,8 +429,11 @@ class GenerateDirective(google.protobuf.message.Message):
 
     GENERATION_FIELD_NUMBER: builtins.int
     POSITION_FIELD_NUMBER: builtins.int
+    END_POSITION_FIELD_NUMBER: builtins.int
     position: builtins.int
     """Position of its first step; see SessionReference.position."""
+    end_position: builtins.int
+    """Generate up to this position at most. For a directive that is sent again and was ended before its time at first, by a stop or an error. Not part of its content."""
     @property
     def generation(self) -> cellstate.v1.types_pb2.Generation:
         """What to generate."""
@@ -431,9 +443,13 @@ class GenerateDirective(google.protobuf.message.Message):
         *,
         generation: cellstate.v1.types_pb2.Generation | None = ...,
         position: builtins.int | None = ...,
+        end_position: builtins.int | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_position", b"_position", "generation", b"generation", "position", b"position"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_position", b"_position", "generation", b"generation", "position", b"position"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_end_position", b"_end_position", "_position", b"_position", "end_position", b"end_position", "generation", b"generation", "position", b"position"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_end_position", b"_end_position", "_position", b"_position", "end_position", b"end_position", "generation", b"generation", "position", b"position"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_end_position", b"_end_position"]) -> typing.Literal["end_position"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_position", b"_position"]) -> typing.Literal["position"] | None: ...
 
 global___GenerateDirective = GenerateDirective
@@ -592,8 +608,11 @@ class ManyToManyResponse(google.protobuf.message.Message):
     STOPPED_FIELD_NUMBER: builtins.int
     FAILURE_FIELD_NUMBER: builtins.int
     CLOSED_FIELD_NUMBER: builtins.int
+    SAFE_POSITION_FIELD_NUMBER: builtins.int
     CHANNEL_FIELD_NUMBER: builtins.int
     MORE_FIELD_NUMBER: builtins.int
+    safe_position: builtins.int
+    """The newest position that the session's durability has secured, in the next message after it changed. Set where Opened.safe_position is."""
     channel: builtins.int
     """The channel that this message belongs to."""
     @property
@@ -633,11 +652,13 @@ class ManyToManyResponse(google.protobuf.message.Message):
         stopped: global___Stopped | None = ...,
         failure: cellstate.v1.error_pb2.Failure | None = ...,
         closed: global___Closed | None = ...,
+        safe_position: builtins.int | None = ...,
         channel: builtins.int = ...,
         more: collections.abc.Iterable[global___ManyToManyResponse] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["closed", b"closed", "completion", b"completion", "failure", b"failure", "opened", b"opened", "output", b"output", "stopped", b"stopped"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["channel", b"channel", "closed", b"closed", "completion", b"completion", "failure", b"failure", "more", b"more", "opened", b"opened", "output", b"output", "stopped", b"stopped"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_safe_position", b"_safe_position", "closed", b"closed", "completion", b"completion", "failure", b"failure", "opened", b"opened", "output", b"output", "safe_position", b"safe_position", "stopped", b"stopped"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_safe_position", b"_safe_position", "channel", b"channel", "closed", b"closed", "completion", b"completion", "failure", b"failure", "more", b"more", "opened", b"opened", "output", b"output", "safe_position", b"safe_position", "stopped", b"stopped"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_safe_position", b"_safe_position"]) -> typing.Literal["safe_position"] | None: ...
 
 global___ManyToManyResponse = ManyToManyResponse
 

@@ -117,7 +117,7 @@ class Session(google.protobuf.message.Message):
     state_digest: builtins.str
     """SHA-256 over its position, state tensors by name and last output, in hexadecimal: equal digests mean equal bits. Answered by GetSession. Output only."""
     safe_position: builtins.int
-    """See Completion.safe_position. Output only."""
+    """See Opened.safe_position. Output only."""
     @property
     def create_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """Output only."""

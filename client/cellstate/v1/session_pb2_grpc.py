@@ -10,8 +10,9 @@ class SessionServiceStub(object):
     name, list, guess or collide with another's, and somebody else's session answers exactly as one that never existed.
 
     What holds for each call: names are 1 to 128 characters of A-Z a-z 0-9 . _ -; an unused session expires when its time to live runs out, and every call on it renews
-    it; `request_id` (up to 64 characters, a UUID for example) makes a repeated call answer as the first did, for ten minutes at least. Each call may also return
-    UNAUTHENTICATED, PERMISSION_DENIED, RESOURCE_EXHAUSTED (quota), DEADLINE_EXCEEDED, UNAVAILABLE (stopping) and INTERNAL.
+    it; `request_id` (up to 64 characters, a UUID for example) makes a repeated call answer as the first did, for ten minutes at least. Where it made a session
+    under a name that was given, or reset one, that is known as long as the session lives, also by another server. Each call may also return UNAUTHENTICATED,
+    PERMISSION_DENIED, RESOURCE_EXHAUSTED (quota), DEADLINE_EXCEEDED, UNAVAILABLE (stopping) and INTERNAL.
     """
 
     def __init__(self, channel):
@@ -72,8 +73,9 @@ class SessionServiceServicer(object):
     name, list, guess or collide with another's, and somebody else's session answers exactly as one that never existed.
 
     What holds for each call: names are 1 to 128 characters of A-Z a-z 0-9 . _ -; an unused session expires when its time to live runs out, and every call on it renews
-    it; `request_id` (up to 64 characters, a UUID for example) makes a repeated call answer as the first did, for ten minutes at least. Each call may also return
-    UNAUTHENTICATED, PERMISSION_DENIED, RESOURCE_EXHAUSTED (quota), DEADLINE_EXCEEDED, UNAVAILABLE (stopping) and INTERNAL.
+    it; `request_id` (up to 64 characters, a UUID for example) makes a repeated call answer as the first did, for ten minutes at least. Where it made a session
+    under a name that was given, or reset one, that is known as long as the session lives, also by another server. Each call may also return UNAUTHENTICATED,
+    PERMISSION_DENIED, RESOURCE_EXHAUSTED (quota), DEADLINE_EXCEEDED, UNAVAILABLE (stopping) and INTERNAL.
     """
 
     def CreateSession(self, request, context):
@@ -93,7 +95,7 @@ class SessionServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListSessions(self, request, context):
-        """List the caller's sessions in the order of creation, in pages. Idempotent; does not renew expiries. Refuses a malformed filter, page size or token
+        """List the caller's sessions by name, in pages. Idempotent; does not renew expiries. Refuses a malformed filter, page size or token
         (INVALID_ARGUMENT).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -208,8 +210,9 @@ class SessionService(object):
     name, list, guess or collide with another's, and somebody else's session answers exactly as one that never existed.
 
     What holds for each call: names are 1 to 128 characters of A-Z a-z 0-9 . _ -; an unused session expires when its time to live runs out, and every call on it renews
-    it; `request_id` (up to 64 characters, a UUID for example) makes a repeated call answer as the first did, for ten minutes at least. Each call may also return
-    UNAUTHENTICATED, PERMISSION_DENIED, RESOURCE_EXHAUSTED (quota), DEADLINE_EXCEEDED, UNAVAILABLE (stopping) and INTERNAL.
+    it; `request_id` (up to 64 characters, a UUID for example) makes a repeated call answer as the first did, for ten minutes at least. Where it made a session
+    under a name that was given, or reset one, that is known as long as the session lives, also by another server. Each call may also return UNAUTHENTICATED,
+    PERMISSION_DENIED, RESOURCE_EXHAUSTED (quota), DEADLINE_EXCEEDED, UNAVAILABLE (stopping) and INTERNAL.
     """
 
     @staticmethod

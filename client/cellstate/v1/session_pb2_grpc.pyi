@@ -22,8 +22,9 @@ class SessionServiceStub:
     name, list, guess or collide with another's, and somebody else's session answers exactly as one that never existed.
 
     What holds for each call: names are 1 to 128 characters of A-Z a-z 0-9 . _ -; an unused session expires when its time to live runs out, and every call on it renews
-    it; `request_id` (up to 64 characters, a UUID for example) makes a repeated call answer as the first did, for ten minutes at least. Each call may also return
-    UNAUTHENTICATED, PERMISSION_DENIED, RESOURCE_EXHAUSTED (quota), DEADLINE_EXCEEDED, UNAVAILABLE (stopping) and INTERNAL.
+    it; `request_id` (up to 64 characters, a UUID for example) makes a repeated call answer as the first did, for ten minutes at least. Where it made a session
+    under a name that was given, or reset one, that is known as long as the session lives, also by another server. Each call may also return UNAUTHENTICATED,
+    PERMISSION_DENIED, RESOURCE_EXHAUSTED (quota), DEADLINE_EXCEEDED, UNAVAILABLE (stopping) and INTERNAL.
     """
 
     def __init__(self, channel: typing.Union[grpc.Channel, grpc.aio.Channel]) -> None: ...
@@ -46,7 +47,7 @@ class SessionServiceStub:
         cellstate.v1.session_pb2.ListSessionsRequest,
         cellstate.v1.session_pb2.ListSessionsResponse,
     ]
-    """List the caller's sessions in the order of creation, in pages. Idempotent; does not renew expiries. Refuses a malformed filter, page size or token
+    """List the caller's sessions by name, in pages. Idempotent; does not renew expiries. Refuses a malformed filter, page size or token
     (INVALID_ARGUMENT).
     """
 
@@ -101,8 +102,9 @@ class SessionServiceAsyncStub:
     name, list, guess or collide with another's, and somebody else's session answers exactly as one that never existed.
 
     What holds for each call: names are 1 to 128 characters of A-Z a-z 0-9 . _ -; an unused session expires when its time to live runs out, and every call on it renews
-    it; `request_id` (up to 64 characters, a UUID for example) makes a repeated call answer as the first did, for ten minutes at least. Each call may also return
-    UNAUTHENTICATED, PERMISSION_DENIED, RESOURCE_EXHAUSTED (quota), DEADLINE_EXCEEDED, UNAVAILABLE (stopping) and INTERNAL.
+    it; `request_id` (up to 64 characters, a UUID for example) makes a repeated call answer as the first did, for ten minutes at least. Where it made a session
+    under a name that was given, or reset one, that is known as long as the session lives, also by another server. Each call may also return UNAUTHENTICATED,
+    PERMISSION_DENIED, RESOURCE_EXHAUSTED (quota), DEADLINE_EXCEEDED, UNAVAILABLE (stopping) and INTERNAL.
     """
 
     CreateSession: grpc.aio.UnaryUnaryMultiCallable[
@@ -124,7 +126,7 @@ class SessionServiceAsyncStub:
         cellstate.v1.session_pb2.ListSessionsRequest,
         cellstate.v1.session_pb2.ListSessionsResponse,
     ]
-    """List the caller's sessions in the order of creation, in pages. Idempotent; does not renew expiries. Refuses a malformed filter, page size or token
+    """List the caller's sessions by name, in pages. Idempotent; does not renew expiries. Refuses a malformed filter, page size or token
     (INVALID_ARGUMENT).
     """
 
@@ -179,8 +181,9 @@ class SessionServiceServicer(metaclass=abc.ABCMeta):
     name, list, guess or collide with another's, and somebody else's session answers exactly as one that never existed.
 
     What holds for each call: names are 1 to 128 characters of A-Z a-z 0-9 . _ -; an unused session expires when its time to live runs out, and every call on it renews
-    it; `request_id` (up to 64 characters, a UUID for example) makes a repeated call answer as the first did, for ten minutes at least. Each call may also return
-    UNAUTHENTICATED, PERMISSION_DENIED, RESOURCE_EXHAUSTED (quota), DEADLINE_EXCEEDED, UNAVAILABLE (stopping) and INTERNAL.
+    it; `request_id` (up to 64 characters, a UUID for example) makes a repeated call answer as the first did, for ten minutes at least. Where it made a session
+    under a name that was given, or reset one, that is known as long as the session lives, also by another server. Each call may also return UNAUTHENTICATED,
+    PERMISSION_DENIED, RESOURCE_EXHAUSTED (quota), DEADLINE_EXCEEDED, UNAVAILABLE (stopping) and INTERNAL.
     """
 
     @abc.abstractmethod
@@ -208,7 +211,7 @@ class SessionServiceServicer(metaclass=abc.ABCMeta):
         request: cellstate.v1.session_pb2.ListSessionsRequest,
         context: _ServicerContext,
     ) -> typing.Union[cellstate.v1.session_pb2.ListSessionsResponse, collections.abc.Awaitable[cellstate.v1.session_pb2.ListSessionsResponse]]:
-        """List the caller's sessions in the order of creation, in pages. Idempotent; does not renew expiries. Refuses a malformed filter, page size or token
+        """List the caller's sessions by name, in pages. Idempotent; does not renew expiries. Refuses a malformed filter, page size or token
         (INVALID_ARGUMENT).
         """
 

@@ -97,13 +97,19 @@ class Snapshot(google.protobuf.message.Message):
     SESSION_FIELD_NUMBER: builtins.int
     STATE_SCHEMA_FIELD_NUMBER: builtins.int
     ANCHORS_FIELD_NUMBER: builtins.int
-    KEPT_OUTPUTS_FIELD_NUMBER: builtins.int
     LEASE_EPOCH_FIELD_NUMBER: builtins.int
     STORE_INCARNATION_FIELD_NUMBER: builtins.int
+    KEPT_REQUESTS_FIELD_NUMBER: builtins.int
+    ACKNOWLEDGED_POSITION_FIELD_NUMBER: builtins.int
+    ROLLED_BACK_FIELD_NUMBER: builtins.int
     lease_epoch: builtins.int
     """Epoch of the lease under which it was written. 0 where no store was involved."""
     store_incarnation: builtins.str
     """Incarnation of the store that it was written to."""
+    acknowledged_position: builtins.int
+    """Position up to which its caller has all outputs. Unset where nobody was ever asked anything by position."""
+    rolled_back: builtins.bool
+    """There may have been a newer state, which its caller has not been told yet."""
     @property
     def session(self) -> cellstate.v1.session_pb2.Session:
         """Name, uid, model, digest, seed, durability, labels, times and numerics id at the time."""
@@ -114,11 +120,11 @@ class Snapshot(google.protobuf.message.Message):
 
     @property
     def anchors(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Anchor]:
-        """At least one, by rising position; the last is the session's present."""
+        """One: the session's present."""
 
     @property
-    def kept_outputs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___KeptOutput]:
-        """The last call's outputs, kept so that a retried call is answered."""
+    def kept_requests(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___KeptRequest]:
+        """Requests whose caller may not have all outputs yet, so that they are answered again: the newest last."""
 
     def __init__(
         self,
@@ -126,12 +132,15 @@ class Snapshot(google.protobuf.message.Message):
         session: cellstate.v1.session_pb2.Session | None = ...,
         state_schema: collections.abc.Iterable[cellstate.v1.types_pb2.NamedTensor] | None = ...,
         anchors: collections.abc.Iterable[global___Anchor] | None = ...,
-        kept_outputs: collections.abc.Iterable[global___KeptOutput] | None = ...,
         lease_epoch: builtins.int = ...,
         store_incarnation: builtins.str = ...,
+        kept_requests: collections.abc.Iterable[global___KeptRequest] | None = ...,
+        acknowledged_position: builtins.int | None = ...,
+        rolled_back: builtins.bool = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["session", b"session"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["anchors", b"anchors", "kept_outputs", b"kept_outputs", "lease_epoch", b"lease_epoch", "session", b"session", "state_schema", b"state_schema", "store_incarnation", b"store_incarnation"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_acknowledged_position", b"_acknowledged_position", "acknowledged_position", b"acknowledged_position", "session", b"session"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_acknowledged_position", b"_acknowledged_position", "acknowledged_position", b"acknowledged_position", "anchors", b"anchors", "kept_requests", b"kept_requests", "lease_epoch", b"lease_epoch", "rolled_back", b"rolled_back", "session", b"session", "state_schema", b"state_schema", "store_incarnation", b"store_incarnation"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_acknowledged_position", b"_acknowledged_position"]) -> typing.Literal["acknowledged_position"] | None: ...
 
 global___Snapshot = Snapshot
 
@@ -205,39 +214,103 @@ class Anchor(google.protobuf.message.Message):
 global___Anchor = Anchor
 
 @typing.final
-class KeptOutput(google.protobuf.message.Message):
-    """Outputs of a call that may be asked for again."""
+class KeptRequest(google.protobuf.message.Message):
+    """A request that may be sent again, and what it emitted. Blocks are what was emitted at once."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     FIRST_POSITION_FIELD_NUMBER: builtins.int
-    CONTENT_SHA256_FIELD_NUMBER: builtins.int
-    OUTPUTS_FIELD_NUMBER: builtins.int
+    CONTENT_DIGEST_FIELD_NUMBER: builtins.int
+    POSITION_FIELD_NUMBER: builtins.int
+    CONSUMED_STEPS_FIELD_NUMBER: builtins.int
+    GENERATED_STEPS_FIELD_NUMBER: builtins.int
+    FORGOTTEN_POSITION_FIELD_NUMBER: builtins.int
+    BLOCK_POSITIONS_FIELD_NUMBER: builtins.int
+    BLOCK_STEPS_FIELD_NUMBER: builtins.int
+    CONSUMED_BLOCKS_FIELD_NUMBER: builtins.int
+    TOKENS_FIELD_NUMBER: builtins.int
+    VALUES_FIELD_NUMBER: builtins.int
+    WIDTH_FIELD_NUMBER: builtins.int
+    TEXT_FIELD_NUMBER: builtins.int
+    BLOCK_CHARACTERS_FIELD_NUMBER: builtins.int
+    LOG_PROBABILITIES_FIELD_NUMBER: builtins.int
     COMPLETION_FIELD_NUMBER: builtins.int
+    EMIT_FIELD_NUMBER: builtins.int
+    GENERATES_FIELD_NUMBER: builtins.int
     first_position: builtins.int
     """Position of its first step."""
-    content_sha256: builtins.bytes
-    """SHA-256 of the request's content, to tell a repeat from a conflict."""
+    content_digest: builtins.bytes
+    """Digest of its content, to tell a repeat from a conflict."""
+    position: builtins.int
+    """Position after its last step so far."""
+    consumed_steps: builtins.int
+    """Steps of input that it consumed so far."""
+    generated_steps: builtins.int
+    """Steps that it generated so far."""
+    forgotten_position: builtins.int
+    """Position up to which its outputs are not kept any more."""
+    consumed_blocks: builtins.int
+    """The first so many blocks are outputs of inputs; the others were generated."""
+    values: builtins.bytes
+    """float32 little-endian [steps, width], of values."""
+    width: builtins.int
+    """Width of `values`."""
+    text: builtins.str
+    """Text of all blocks."""
+    emit: cellstate.v1.types_pb2.Emit.ValueType
+    """Which outputs of its inputs it answers."""
+    generates: builtins.bool
+    """It generates."""
     @property
-    def outputs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[cellstate.v1.types_pb2.Output]:
-        """What was answered."""
+    def block_positions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Position of each block's first step."""
+
+    @property
+    def block_steps(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Steps of each block."""
+
+    @property
+    def tokens(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """One for each step, of token outputs."""
+
+    @property
+    def block_characters(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Characters of `text` of each block; none where there is no text."""
+
+    @property
+    def log_probabilities(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """One for each step, where they were asked for."""
 
     @property
     def completion(self) -> cellstate.v1.types_pb2.Completion:
-        """How it ended."""
+        """How it ended. Unset where it has not."""
 
     def __init__(
         self,
         *,
         first_position: builtins.int = ...,
-        content_sha256: builtins.bytes = ...,
-        outputs: collections.abc.Iterable[cellstate.v1.types_pb2.Output] | None = ...,
+        content_digest: builtins.bytes = ...,
+        position: builtins.int = ...,
+        consumed_steps: builtins.int = ...,
+        generated_steps: builtins.int = ...,
+        forgotten_position: builtins.int = ...,
+        block_positions: collections.abc.Iterable[builtins.int] | None = ...,
+        block_steps: collections.abc.Iterable[builtins.int] | None = ...,
+        consumed_blocks: builtins.int = ...,
+        tokens: collections.abc.Iterable[builtins.int] | None = ...,
+        values: builtins.bytes = ...,
+        width: builtins.int = ...,
+        text: builtins.str = ...,
+        block_characters: collections.abc.Iterable[builtins.int] | None = ...,
+        log_probabilities: collections.abc.Iterable[builtins.float] | None = ...,
         completion: cellstate.v1.types_pb2.Completion | None = ...,
+        emit: cellstate.v1.types_pb2.Emit.ValueType = ...,
+        generates: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["completion", b"completion"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["completion", b"completion", "content_sha256", b"content_sha256", "first_position", b"first_position", "outputs", b"outputs"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["block_characters", b"block_characters", "block_positions", b"block_positions", "block_steps", b"block_steps", "completion", b"completion", "consumed_blocks", b"consumed_blocks", "consumed_steps", b"consumed_steps", "content_digest", b"content_digest", "emit", b"emit", "first_position", b"first_position", "forgotten_position", b"forgotten_position", "generated_steps", b"generated_steps", "generates", b"generates", "log_probabilities", b"log_probabilities", "position", b"position", "text", b"text", "tokens", b"tokens", "values", b"values", "width", b"width"]) -> None: ...
 
-global___KeptOutput = KeptOutput
+global___KeptRequest = KeptRequest
 
 @typing.final
 class Tombstone(google.protobuf.message.Message):

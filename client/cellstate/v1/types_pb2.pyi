@@ -440,7 +440,7 @@ class Completion(google.protobuf.message.Message):
     run_s: builtins.float
     """Seconds from the first step to the end of the last."""
     safe_position: builtins.int
-    """Newest position at or below the acknowledged one that the session's durability has secured. Unset while the server keeps no anchors for the session."""
+    """See Opened.safe_position."""
     @property
     def stop_sequence(self) -> global___Sequence:
         """The stop sequence that was completed, as text or token ids."""

@@ -1,7 +1,7 @@
 """What the engine thread does: it keeps each session's requests in order, steps those that are ready, and records what came out. No threads, no event loop."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import structlog
@@ -14,8 +14,9 @@ from cellstate_service.engine.outbox import Outbox
 from cellstate_service.engine.processors import Processors
 from cellstate_service.engine.recording import Recorded, Recorder, Steps
 from cellstate_service.engine.request import Emit, Event, Failed, Finish, Finished, Outputs, Request, StopTaken
-from cellstate_service.engine.resident import TAIL_TOKENS, Resident, ResidentState
+from cellstate_service.engine.resident import Resident
 from cellstate_service.engine.scheduler import Pace, Scheduler, plan_steps
+from cellstate_service.engine.slots import Slots
 from cellstate_service.engine.state_pool import StatePool
 from cellstate_service.errors import CellstateError, DeadlinePassed, NotFound, Precondition, Reason, StepFailed
 from cellstate_service.models.loading import LoadedModel
@@ -45,11 +46,12 @@ class EngineCore:
     Attributes:
         events: What the callers are still to be told, each with the outbox it goes to. The owner of this object takes them.
         load: How busy the engine is.
+        slots: Sessions' slots and states.
     """
 
     def __init__(self, model: LoadedModel, pool: StatePool, limits: StepLimits, processors: Processors, metrics: ModelMetrics, clock: Clock) -> None:
         self._model = model
-        self._pool = pool
+        self.slots = Slots(pool, metrics)
         self._metrics = metrics
         self._clock = clock
         self._processors = processors
@@ -138,16 +140,12 @@ class EngineCore:
 
     def _advance(self, resident: Resident, request: Request, now_s: float) -> None:
         """After a step that did not end the request by itself: end it where all is done, pause it where its reader is behind."""
-        if request.consuming:
-            if resident.must_wait:
-                self._pause(resident, request)
-            return
         generation = request.generation
-        if generation is None or request.generated >= generation.max_steps:
+        if not request.consuming and (generation is None or request.generated >= generation.max_steps):
             reason = Finish.INPUT_CONSUMED if generation is None else Finish.MAX_STEPS
             self._finish(resident, request, self._recorder.finished(resident, request, reason, now_s))
             self._begin_next(resident)
-        elif request.stop_requested:
+        elif request.steps_to_end <= 0 or resident.stops:
             self._finish_stopped(resident, request, now_s)
         elif resident.must_wait:
             self._pause(resident, request)
@@ -205,19 +203,17 @@ class EngineCore:
             self.events.append((request.outbox, StopTaken(resident.position)))
             resident.requests.pop(0)
             return False
-        position = request.outbox.follows if request.position is None else request.position
-        if position is not None:
-            digest, request.position = content_digest(request), position
-            if position < resident.position:
-                return self._repeat(resident, request, digest)
-            if position > resident.position:
-                raise Precondition(f"position: {position} is not the session's next position {resident.position}", Reason.POSITION_MISMATCH, field="position")
-            self._journal(resident).begin(request, digest, position)
-        if request.stop_requested and not request.consuming:
+        if self._is_repeat(resident, request):
+            return self._repeat(resident, request)
+        resident.rolled_back = False
+        if request.steps_to_end <= 0:
+            self._finish(resident, request, self._recorder.finished(resident, request, Finish.STOP_DIRECTIVE, self._clock.monotonic()))
+            return False
+        if resident.stops:
             self._finish_stopped(resident, request, self._clock.monotonic(), begin_next=False)
             return False
         if resident.slot is None:
-            self.acquire(resident, None)
+            self.slots.acquire(resident, None)
         if request.inputs is None and request.generation is None:
             self._answer_last_output(resident, request)
             return False
@@ -230,6 +226,32 @@ class EngineCore:
                 )
             self._begin_from_start_value(request)
         return True
+
+    def _is_repeat(self, resident: Resident, request: Request) -> bool:
+        """Tell whether a request was made before; one that was not is entered in the journal where its caller may repeat it."""
+        position = request.outbox.follows if request.position is None else request.position
+        if position is None and request.outbox.positioned and not resident.behind:
+            position = resident.position
+        if position is None and resident.behind:
+            raise self._rolled_back(resident)
+        if position is None:
+            return False
+        request.position = position
+        if position > resident.position:
+            raise self._ahead_of(position, resident)
+        if position == resident.position:
+            self._journal(resident).begin(request, content_digest(request), position)
+        return position < resident.position
+
+    def _ahead_of(self, position: int, resident: Resident) -> CellstateError:
+        if resident.behind:
+            return self._rolled_back(resident)
+        return Precondition(f"position: {position} is not the session's next position {resident.position}", Reason.POSITION_MISMATCH, field="position")
+
+    def _rolled_back(self, resident: Resident) -> CellstateError:
+        self._metrics.rollbacks_told_total.inc()
+        text = f"the session may have gone back to position {resident.position} when its server died: give that position to go on from there"
+        return Precondition(text, Reason.SESSION_ROLLED_BACK, field="position")
 
     def _answer_last_output(self, resident: Resident, request: Request) -> None:
         if not resident.has_output:
@@ -247,9 +269,10 @@ class EngineCore:
             resident.journal = Journal()
         return resident.journal
 
-    def _repeat(self, resident: Resident, request: Request, digest: bytes) -> bool:
+    def _repeat(self, resident: Resident, request: Request) -> bool:
         """Answer a request again that was made before at the position that it names; return whether it needs further steps, since its call was cut."""
-        entry = self._journal(resident).again(request, digest, request.position or 0, resident.position)
+        entry = self._journal(resident).again(request, content_digest(request), request.position or 0, resident.position)
+        resident.rolled_back = False
         self._metrics.repeats_answered_total.inc()
         for outputs in entry.outputs:
             request.outbox.sent += len(outputs.values)
@@ -262,11 +285,21 @@ class EngineCore:
         if request.inputs is None and entry.consumed:
             self._begin_from_start_value(request)
         request.consumed, request.generated = entry.consumed, entry.generated
+        if request.steps_to_end <= 0:
+            self._finish(resident, request, self._recorder.finished(resident, request, Finish.STOP_DIRECTIVE, self._clock.monotonic()))
+            return False
         return True
 
     def acknowledge(self, resident: Resident, position: int, *, running: bool) -> None:
-        """Take in up to where a caller has all outputs, said when it opens or while it is `running`; a session that waited for it goes on."""
-        self._journal(resident).acknowledge(min(position, resident.position), running=running)
+        """Take in up to where a caller has all outputs, said when it opens or while it is `running`; a session that waited for it goes on.
+
+        Outputs beyond the session's position are believed where it may have been rolled back. Each call says anew whether it has such: another caller may not.
+        """
+        known = position if resident.behind else min(position, resident.position)
+        journal = self._journal(resident)
+        if not running:
+            journal.acknowledged = min(journal.acknowledged, resident.position)
+        journal.acknowledge(known, running=running)
         self._go_on(resident)
 
     def acknowledged_last(self, resident: Resident) -> None:
@@ -293,9 +326,8 @@ class EngineCore:
             if request.generation is not None and request.outbox is outbox:
                 request.stop_requested = True
         self.accept(resident, Request(outbox, is_stop=True))
-        first = resident.requests[0] if resident.requests else None
-        if first is not None and first.stop_requested and not first.consuming:
-            self._finish_stopped(resident, first, self._clock.monotonic())
+        if resident.requests and resident.stops:
+            self._finish_stopped(resident, resident.requests[0], self._clock.monotonic())
 
     def _fail(self, resident: Resident, error: CellstateError) -> None:
         """Fail the session's running request; those of the same call behind it are dropped, since its error ends the call."""
@@ -311,52 +343,6 @@ class EngineCore:
         if first is not None and first.outbox is outbox:
             self._begin_next(resident)
 
-    def acquire(self, resident: Resident, state: ResidentState | None) -> None:
-        """Give a session a slot, with a state to begin from where one is given; raises Exhausted."""
-        resident.slot = self._pool.acquire()
-        self._metrics.slots_in_use.set(self._pool.in_use)
-        if state is not None:
-            self._write(resident, resident.slot, state)
-
-    def _write(self, resident: Resident, slot: int, state: ResidentState) -> None:
-        self._pool.write(slot, state.tensors, state.last_output)
-        resident.position, resident.seed, resident.has_output = state.position, state.seed, state.last_output is not None
-        resident.tail_tokens = list(state.tail_tokens) or None
-        resident.tail_text = state.tail_text
-        if resident.decoder is not None:
-            resident.decoder.restore(list(state.text_context), list(state.text_pending))
-
-    def read(self, resident: Resident) -> ResidentState:
-        """Return a copy of a session's state."""
-        if resident.slot is None:
-            raise NotFound("the session was deleted", Reason.SESSION_CLOSED)
-        tensors, output = self._pool.read(resident.slot)
-        context, pending = ([], []) if resident.decoder is None else resident.decoder.snapshot()
-        return ResidentState(
-            position=resident.position,
-            seed=resident.seed,
-            tensors=tensors,
-            last_output=output if resident.has_output else None,
-            tail_tokens=tuple(resident.tail_tokens or ())[-TAIL_TOKENS:],
-            tail_text=resident.tail_text,
-            text_context=tuple(context),
-            text_pending=tuple(pending),
-        )
-
-    def fork(self, resident: Resident, other: Resident) -> int:
-        """Give another session a slot with a copy of this one's state, and return the position."""
-        self.acquire(other, replace(self.read(resident), seed=other.seed))
-        return other.position
-
-    def reset(self, resident: Resident, seed: int) -> None:
-        """Put a session without requests back to the initial state."""
-        if resident.slot is not None:
-            self._pool.clear(resident.slot)
-        resident.position, resident.seed, resident.has_output = 0, seed, False
-        resident.tail_tokens, resident.tail_text, resident.journal = None, "", None
-        if resident.decoder is not None:
-            resident.decoder.reset()
-
     def release(self, resident: Resident) -> None:
         """Drop a session's requests and give its slot back."""
         self._scheduler.remove(resident)
@@ -365,11 +351,7 @@ class EngineCore:
             self.events.append((outbox, Failed(NotFound("the session was deleted", Reason.SESSION_CLOSED).at(resident.position))))
         resident.requests.clear()
         self._working.pop(resident, None)
-        resident.closed = True
-        if resident.slot is not None:
-            self._pool.release(resident.slot)
-            resident.slot = None
-        self._metrics.slots_in_use.set(self._pool.in_use)
+        self.slots.release(resident)
 
     def _observe(self, steps: Steps, recorded: Recorded, run_s: float) -> None:
         """Count what one call of the runner did."""

@@ -4,7 +4,7 @@ import asyncio
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -135,11 +135,15 @@ class Engine:
         Raises:
             Exhausted: No slot is free.
         """
-        await self._execute(lambda: self._core.acquire(resident, state))
+        await self._execute(lambda: self._core.slots.acquire(resident, state))
 
     async def read(self, resident: Resident) -> ResidentState:
         """Return a copy of a session's state, as it is between two steps."""
-        return await self._execute(lambda: self._core.read(resident))
+        return await self._execute(lambda: self._core.slots.read(resident))
+
+    async def read_many(self, residents: Sequence[Resident]) -> list[ResidentState | None]:
+        """Return copies of sessions' states, all between the same two steps; None for those that have none."""
+        return await self._execute(lambda: self._core.slots.read_many(residents))
 
     async def position(self, resident: Resident) -> int:
         """Return a session's position after everything that was queued before."""
@@ -151,11 +155,15 @@ class Engine:
         Raises:
             Exhausted: No slot is free.
         """
-        return await self._execute(lambda: self._core.fork(resident, other))
+        return await self._execute(lambda: self._core.slots.fork(resident, other))
 
     async def reset(self, resident: Resident, seed: int) -> None:
         """Put a session without requests back to the initial state."""
-        await self._execute(lambda: self._core.reset(resident, seed))
+        await self._execute(lambda: self._core.slots.reset(resident, seed))
+
+    async def write(self, resident: Resident, state: ResidentState) -> None:
+        """Put a session without requests into a state."""
+        await self._execute(lambda: self._core.slots.write(resident, state))
 
     async def _execute(self, operation: Callable[[], Result]) -> Result:
         loop = asyncio.get_running_loop()

@@ -6,7 +6,8 @@ call begins or the bounds are reached.
 """
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,6 +18,8 @@ KEPT_BYTES = 1 << 20
 """Outputs of one session that are kept at most."""
 OUTPUTS_BYTES = 256
 """Of that, what outputs of one step or a few take beside their values: Python's objects."""
+FORGOTTEN_AT_ONCE = 64
+"""Where oldest outputs are forgotten, this part of a request's is at once."""
 KEPT_REQUESTS = 1024
 """Requests of one session that are remembered at most."""
 
@@ -48,6 +51,8 @@ class Entry:
         outputs: What it emitted and is still kept.
         forgotten: Position up to which its outputs are not kept any more.
         finished: How it ended; None while it has not.
+        stored: What `rpc/` made of it to be stored, beside the list of outputs that it was made of: it is of no use any more where `outputs` is another one.
+            Once it has ended nothing else of it changes without that.
     """
 
     first: int
@@ -58,13 +63,26 @@ class Entry:
     outputs: list[Outputs] = field(default_factory=list)
     forgotten: int = 0
     finished: Finished | None = None
+    stored: tuple[list[Outputs], bytes] | None = field(default=None, repr=False, compare=False)
+
+
+class KeptJournal(NamedTuple):
+    """A journal at one moment, to be stored beside the state of that moment. Not to be changed.
+
+    Attributes:
+        acknowledged: Position up to which the caller has all outputs.
+        entries: The requests that it may send again.
+    """
+
+    acknowledged: int
+    entries: tuple[Entry, ...]
 
 
 class Journal:
     """The requests of a session's last call, and what they emitted.
 
     Attributes:
-        acknowledged: Position up to which the caller said that it has all outputs.
+        acknowledged: Position up to which the caller said that it has all outputs. Above the session's own after a rollback: nothing below is emitted again.
     """
 
     __slots__ = ("_acknowledges", "_bytes", "_call", "_entries", "acknowledged")
@@ -75,6 +93,22 @@ class Journal:
         self._entries: list[Entry] = []
         self._bytes = 0
         self._call = 0
+
+    def kept(self, position: int) -> KeptJournal:
+        """Return what of it is to be stored beside a state of the session's present position: what its caller may still ask for."""
+        entries = [entry for entry in self._entries if entry.finished is None or entry.position >= self.acknowledged]
+        if entries and entries[-1].finished is None:
+            entries[-1] = replace(entries[-1], outputs=list(entries[-1].outputs))
+        return KeptJournal(min(self.acknowledged, position), tuple(entries))
+
+    @classmethod
+    def restored(cls, kept: KeptJournal) -> "Journal":
+        """Return a journal that was stored."""
+        journal = cls()
+        journal.acknowledged = kept.acknowledged
+        journal._entries = list(kept.entries)
+        journal._bytes = sum(_bytes(outputs) for entry in kept.entries for outputs in entry.outputs)
+        return journal
 
     def __len__(self) -> int:
         """Return the number of requests that are remembered."""
@@ -95,6 +129,8 @@ class Journal:
         if self._of_another_call(request):
             self._entries.clear()
             self._bytes = 0
+        if self._entries and self._entries[-1].finished is None and self._entries[-1].position == self._entries[-1].first == position:
+            self._entries.pop()  # it began, and was cut before its first step
         self._entries.append(Entry(position, digest, position))
         while len(self._entries) > KEPT_REQUESTS:
             self._drop_first()
@@ -143,8 +179,8 @@ class Journal:
         self._acknowledges = self._acknowledges or running
         for entry in self._entries:
             had = next((index for index, outputs in enumerate(entry.outputs) if outputs.position > self.acknowledged), len(entry.outputs))
-            self._bytes -= sum(map(_bytes, entry.outputs[:had]))
-            del entry.outputs[:had]
+            if had:
+                self._drop_outputs(entry, had)
 
     def acknowledged_last(self) -> None:
         """Take in that the caller cannot acknowledge any more: from now on the oldest outputs are forgotten at the bound."""
@@ -160,10 +196,15 @@ class Journal:
     def _forget_oldest(self) -> None:
         for entry in self._entries:
             if entry.outputs:
-                outputs = entry.outputs.pop(0)
-                self._bytes -= _bytes(outputs)
-                entry.forgotten = outputs.position
+                count = 1 + len(entry.outputs) // FORGOTTEN_AT_ONCE
+                entry.forgotten = entry.outputs[count - 1].position  # before they are dropped: a kept journal may be read meanwhile
+                self._drop_outputs(entry, count)
                 return
+
+    def _drop_outputs(self, entry: Entry, count: int) -> None:
+        """Drop the first outputs of a request. The list that a kept journal may have is left as it is."""
+        dropped, entry.outputs = entry.outputs[:count], entry.outputs[count:]
+        self._bytes -= sum(map(_bytes, dropped))
 
     def _drop_first(self) -> None:
         self._bytes -= sum(map(_bytes, self._entries.pop(0).outputs))

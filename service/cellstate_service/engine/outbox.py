@@ -77,11 +77,28 @@ class Outbox:
         taken: Steps that the caller took. Written by the loop.
         paused: The session waits for the caller to take outputs. Written by the engine thread.
         dropped: The call failed or ended, so that the engine takes no more requests of it. Written by the engine thread.
+        positioned: Its caller knows of positions: a request that names none begins where its session stands, and can be repeated.
         follows: Where the call's last request ended, in calls that name a position: there its next one begins. Written by the engine thread.
         listener: Called in the loop when events have arrived, beside whoever waits.
     """
 
-    __slots__ = ("_error", "_items", "_waiter", "coalesced", "dropped", "follows", "listener", "number", "paused", "sent", "taken", "window")
+    __slots__ = (
+        "_error",
+        "_held",
+        "_items",
+        "_on_held",
+        "_waiter",
+        "coalesced",
+        "dropped",
+        "follows",
+        "listener",
+        "number",
+        "paused",
+        "positioned",
+        "sent",
+        "taken",
+        "window",
+    )
 
     def __init__(self, window: int, coalesced: int) -> None:
         self.number = next(_numbers)
@@ -91,11 +108,14 @@ class Outbox:
         self.taken = 0
         self.paused = False
         self.dropped = False
+        self.positioned = False
         self.follows: int | None = None
         self.listener: Callable[[], None] | None = None
         self._items: deque[Item] = deque()
         self._error: CellstateError | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._held: deque[Event] | None = None
+        self._on_held: Callable[[], None] | None = None
 
     @property
     def full(self) -> bool:
@@ -114,6 +134,31 @@ class Outbox:
 
     def push(self, event: Event) -> None:
         """Take in one event from the engine. Called in the loop; does not wake the caller, see `wake`."""
+        if self._held is None or (isinstance(event, Failed) and not self._held):
+            self._take_in(event)
+            return
+        self._held.append(event)
+        if self._on_held is not None:
+            self._on_held()
+
+    def hold(self, on_held: Callable[[], None]) -> None:
+        """Hold what the engine emits from now on until it is secured. `on_held` is called with each event that waits for that."""
+        self._held, self._on_held = deque(), on_held
+
+    def secure(self, position: int) -> None:
+        """Let go of what is held up to a position; errors behind it follow."""
+        while self._held and (isinstance(self._held[0], Failed) or self._held[0].position <= position):
+            self._take_in(self._held.popleft())
+        self.wake()
+
+    def abandon(self, error: CellstateError) -> None:
+        """Drop what is held: it cannot be secured. The call fails, with the error that waited behind where there is one."""
+        failed = next((event for event in self._held or () if isinstance(event, Failed)), Failed(error))
+        self._held = deque()
+        self._take_in(failed)
+        self.wake()
+
+    def _take_in(self, event: Event) -> None:
         if self._error is not None:
             return
         if isinstance(event, Outputs):

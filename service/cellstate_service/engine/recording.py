@@ -86,8 +86,10 @@ class Recorder:
             if count > first and self._takes_tokens:
                 outcome = self._tokens(recorded, resident, request, tokens[first:], steps.logs[row][first:count] if steps.logs else [], now_s)
             elif count > first:
-                resident.position += count - first
-                _generated(recorded, resident, request, steps.fed[first:count, row].astype(np.float32), "", [])
+                values = steps.fed[first:count, row].astype(np.float32)
+                for part in _parts(resident.position, len(values), resident.muted):
+                    resident.position += part.stop - part.start
+                    _generated(recorded, resident, request, values[part], "", [])
             if row in steps.failed:
                 outcome = Failed(StepFailed("the model gave NaN or infinity: check the input and the weights; the session stands before this step"))
             recorded.outcomes.append(outcome)
@@ -131,16 +133,19 @@ class Recorder:
         if not answered:
             return
         first = resident.position - answered
-        if request.form.draws:
-            event = self.answered(first, request, steps.drawn[row])
-        else:
-            values = steps.outputs[-answered:, row] if count == steps.asked else steps.outputs[:answered, row]
-            event = Outputs(first, values.copy(), "", [], generated=False)
-        _emit(recorded, resident, request, event)
+        values = steps.outputs[-answered:, row] if count == steps.asked else steps.outputs[:answered, row]
+        for part in _parts(first, answered, resident.muted):
+            if request.form.draws:
+                event = self.answered(first + part.start, request, steps.drawn[row][part])
+            else:
+                event = Outputs(first + part.start, values[part].copy(), "", [], generated=False)
+            _emit(recorded, resident, request, event)
 
     def _tokens(self, recorded: Recorded, resident: Resident, request: Request, tokens: list[int], logs: list[float], now_s: float) -> Finished | None:
-        text = resident.generated(tokens)
-        _generated(recorded, resident, request, tokens, text, logs if request.log_probabilities else [])
+        logs, text = logs if request.log_probabilities else [], ""
+        for part in _parts(resident.position, len(tokens), resident.muted):
+            text = resident.generated(tokens[part])
+            _generated(recorded, resident, request, tokens[part], text, logs[part])
         generation = request.generation
         if generation is None:
             return None
@@ -160,7 +165,15 @@ def _generated(recorded: Recorded, resident: Resident, request: Request, values:
     _emit(recorded, resident, request, Outputs(resident.position - count, values, text, logs, generated=True))
 
 
+def _parts(first_position: int, count: int, muted: int) -> list[slice]:
+    """Return so many steps as one part, or in two where their caller has the outputs of the first of them."""
+    known = muted - first_position
+    return [slice(0, known), slice(known, count)] if 0 < known < count else [slice(0, count)]
+
+
 def _emit(recorded: Recorded, resident: Resident, request: Request, outputs: Outputs) -> None:
+    if outputs.position <= resident.muted:
+        return
     request.outbox.sent += len(outputs.values)
     recorded.events.append((request.outbox, outputs))
     if request.position is not None and resident.journal is not None:

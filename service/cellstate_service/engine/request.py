@@ -12,6 +12,7 @@ from cellstate_service.errors import CellstateError
 if TYPE_CHECKING:
     from cellstate_service.engine.outbox import Outbox
 
+MANY_STEPS = 1 << 62
 Inputs = NDArray[np.int64] | NDArray[np.float32]
 
 
@@ -82,6 +83,7 @@ class Request:
         generation_sampling: How tokens are drawn in generation, where that differs from `sampling`.
         log_probabilities: Also answer the log-probability of each drawn token.
         position: Position that the session must have before the first step.
+        end_position: Position at which it ends before its time: it was ended there when it was made first. Together with `position`, or behind one that has it.
         deadline_s: Monotonic time after which no further step is taken.
         is_stop: A marker behind a stopped generation: taking its turn answers the stop.
         refusal: A message that cannot be applied: taking its turn fails the call, after all that came before it.
@@ -99,6 +101,7 @@ class Request:
     generation_sampling: Sampling | None = None
     log_probabilities: bool = False
     position: int | None = None
+    end_position: int | None = None
     deadline_s: float | None = None
     is_stop: bool = False
     refusal: CellstateError | None = None
@@ -128,7 +131,14 @@ class Request:
     def steps_left(self) -> int:
         """Steps of input that it has left, and those that it may generate after them, as far as its reader has room for them."""
         generated = 0 if self.generation is None else min(self.generation.max_steps - self.generated, self.outbox.room)
-        return self.input_steps - self.consumed + generated
+        return min(self.input_steps - self.consumed + generated, self.steps_to_end)
+
+    @property
+    def steps_to_end(self) -> int:
+        """Steps to the position at which it ends before its time; without one, more than anybody takes."""
+        if self.end_position is None or self.position is None:
+            return MANY_STEPS
+        return self.end_position - self.position - self.consumed - self.generated
 
     @property
     def runs_ahead(self) -> bool:

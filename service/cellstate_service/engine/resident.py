@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from cellstate_service.engine.journal import Journal
+from cellstate_service.engine.journal import Journal, KeptJournal
 from cellstate_service.engine.request import Emit, Generation, Request
 from cellstate_service.models.tokenizers import TextDecoder
 
@@ -31,6 +31,7 @@ class Resident:
         requests: Requests in the order they came; the first is running.
         journal: What it was lately asked and answered; None where no call named a position.
         closed: Its slot was given back.
+        rolled_back: It may stand before what its caller was told: a call is to say that it knows, by a position.
     """
 
     seed: int
@@ -43,6 +44,7 @@ class Resident:
     requests: list[Request] = field(default_factory=list)
     journal: Journal | None = None
     closed: bool = False
+    rolled_back: bool = False
 
     @property
     def taken_slot(self) -> int:
@@ -50,6 +52,22 @@ class Resident:
         if self.slot is None:
             raise ValueError("the session has no slot")
         return self.slot
+
+    @property
+    def muted(self) -> int:
+        """Position up to which its caller has outputs, so that none are emitted: above its own after a rollback."""
+        return 0 if self.journal is None else self.journal.acknowledged
+
+    @property
+    def behind(self) -> bool:
+        """Whether it may stand before what its caller was told: after a rollback, until it has caught up with what its caller has."""
+        return self.rolled_back or self.muted > self.position
+
+    @property
+    def stops(self) -> bool:
+        """Whether its running request ends here because its caller said so: not before what the caller has, where the session went back behind that."""
+        request = self.requests[0]
+        return request.stop_requested and not request.consuming and self.position >= self.muted
 
     @property
     def must_wait(self) -> bool:
@@ -61,7 +79,7 @@ class Resident:
     def chunk_left(self) -> int:
         """Steps of input that could be taken at once: those left of its running request that its reader has room for; 0 where that generates."""
         request = self.requests[0]
-        left = request.input_steps - request.consumed
+        left = min(request.input_steps - request.consumed, request.steps_to_end)
         return min(left, request.outbox.room) if request.emit is Emit.ALL else left
 
     def consumed(self, steps: int, tokens: Sequence[int]) -> None:
@@ -108,6 +126,8 @@ class ResidentState:
         last_output: float32 [output], in model units; None before any step.
         tail_tokens, tail_text: What still counts for the next match of a stop sequence.
         text_context, text_pending: Token ids that the detokenizer needs.
+        journal: What it may be asked again, where that goes with it.
+        rolled_back: There may have been a newer state.
     """
 
     position: int
@@ -118,3 +138,5 @@ class ResidentState:
     tail_text: str = ""
     text_context: tuple[int, ...] = ()
     text_pending: tuple[int, ...] = ()
+    journal: KeptJournal | None = None
+    rolled_back: bool = False

@@ -129,8 +129,34 @@ class StatePool:
 
     def read(self, slot: int) -> tuple[State, NDArray[np.float32]]:
         """Return copies of a slot's state (`[layers, width]` by name) and last output `[output]`."""
-        self._settle(slot)
-        return {name: tensor[:, slot].numpy().copy() for name, tensor in self._state.items()}, self._outputs[slot].numpy().copy()
+        return self.read_many([slot])[0]
+
+    def read_many(self, slots: Sequence[int]) -> list[tuple[State, NDArray[np.float32]]]:
+        """Return copies of some slots' states (`[layers, width]` by name) and last outputs `[output]`, gathered at once; no batch is disturbed."""
+        if not slots:
+            return []
+        rows = np.empty((len(slots), sum(column.shape[1] for column in self._columns)), dtype=np.float32)
+        for source, found in self._sources(slots).items():
+            columns = self._columns if source is None else self._sets[source]
+            index = _index(tuple(row for _, row in found))
+            rows[[at for at, _ in found]] = torch.cat([column.index_select(0, index) for column in columns], 1).numpy()
+        return [self._split(row) for row in rows]
+
+    def _sources(self, slots: Sequence[int]) -> dict[tuple[int, ...] | None, list[tuple[int, int]]]:
+        """Return, for each working set that has some of the slots and under None for the pool itself, their places among `slots` and their rows."""
+        at_work = {} if self._at_work.isdisjoint(slots) else {slot: (key, row) for key in self._sets for row, slot in enumerate(key)}
+        sources: dict[tuple[int, ...] | None, list[tuple[int, int]]] = {}
+        for at, slot in enumerate(slots):
+            source, row = at_work.get(slot, (None, slot))
+            sources.setdefault(source, []).append((at, row))
+        return sources
+
+    def _split(self, row: NDArray[np.float32]) -> tuple[State, NDArray[np.float32]]:
+        state, at = {}, 0
+        for spec in self.specs:
+            state[spec.name] = row[at : at + spec.layers * spec.width].reshape(spec.layers, spec.width)
+            at += spec.layers * spec.width
+        return state, row[at:]
 
     def output(self, slot: int) -> Tensor:
         """Return a copy `[1, output]` of the last output of a slot."""

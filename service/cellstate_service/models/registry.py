@@ -46,6 +46,10 @@ class ModelRegistry:
         self._folders[model.name] = folder
         self._models[model.name] = model
 
+    def replace(self, model: LoadedModel) -> None:
+        """Put a model in the place of an earlier version of it."""
+        self._models[model.name] = model
+
     def get(self, name: str, field: str = "model") -> LoadedModel:
         """Return the model of a name; `field` is where the caller's request has it.
 

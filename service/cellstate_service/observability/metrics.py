@@ -38,6 +38,7 @@ class Metrics:
         self._add_calls()
         self._add_steps()
         self._add_residents()
+        self._add_store()
         ProcessCollector(registry=self.registry)
 
     def for_method(self, method: str) -> "MethodMetrics":
@@ -61,6 +62,7 @@ class Metrics:
             step_seconds=self.step_seconds.labels(model),
             step_failures_total=self.step_failures_total.labels(model),
             repeats_answered_total=self.repeats_answered_total.labels(model),
+            rollbacks_told_total=self.rollbacks_told_total.labels(model),
             sessions=self.sessions.labels(model),
             sessions_created_total=self.sessions_created_total.labels(model),
             slots=self.slots.labels(model),
@@ -101,6 +103,29 @@ class Metrics:
         self.build_info = Gauge("cellstate_build_info", "Versions that serve; always 1.", ["version", "torch"], registry=self.registry)
         self.build_info.labels(_version("cellstate"), _version("torch")).set(1)
 
+    def _add_store(self) -> None:
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"cellstate_{name}_total", text, labels, registry=self.registry)
+
+        self.checkpoints_total = counter("checkpoints", "Snapshots of sessions that were written to the store.")
+        self.checkpoint_bytes_total = counter("checkpoint_bytes", "Bytes of these snapshots.")
+        self.checkpoint_seconds = Histogram(
+            "cellstate_checkpoint_seconds",
+            "Time to copy, serialize and write snapshots that are written together.",
+            buckets=STEP_BUCKETS_S,
+            registry=self.registry,
+        )
+        self.checkpoints_in_progress = Gauge("cellstate_checkpoints_in_progress", "Whether snapshots are being written.", registry=self.registry)
+        self.store_errors_total = counter("store_errors", "What the store failed at.", "operation")
+        self.refused_epochs_total = counter("refused_epochs", "Writes that were refused since another server has the session.")
+        self.unreadable_snapshots_total = counter("unreadable_snapshots", "Stored sessions that could not be read.")
+        self.spills_total = counter("spills", "Sessions that left for the store for space.", "model")
+        self.returns_total = counter("returns", "Sessions that came back from the store: clean, or recovered from a server that died.", "model", "how")
+        self.moves_total = counter("moves", "Sessions that were handed over between servers.", "direction")
+        self.rollbacks_told_total = counter("rollbacks_told", "Calls that were told that their session had gone back.", "model")
+        self.resumes_total = counter("resumes", "Calls that went on where an earlier one of their caller had broken.", "model")
+        self.stored_sessions_expired_total = counter("stored_sessions_expired", "Stored sessions whose time ran out.")
+
     def _seconds(self, name: str, text: str, label: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(f"cellstate_{name}_seconds", text, [label], buckets=buckets, registry=self.registry)
 
@@ -131,6 +156,7 @@ class ModelMetrics:
     step_seconds: Histogram
     step_failures_total: Counter
     repeats_answered_total: Counter
+    rollbacks_told_total: Counter
     sessions: Gauge
     sessions_created_total: Counter
     slots: Gauge

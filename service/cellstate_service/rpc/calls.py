@@ -12,27 +12,27 @@ from cellstate_service.rpc.encode import encode_output
 from cellstate_service.rpc.interceptor import CallContext
 from cellstate_service.rpc.programs import Opening, check_mode
 from cellstate_service.sessions.call import Call
-from cellstate_service.sessions.manager import CallTarget, SessionManager
+from cellstate_service.sessions.calling import Calling, CallTarget
 
 
 class HeldCall:
     """A call that was opened. Ended by `end`, or by leaving its context."""
 
-    __slots__ = ("_field", "_sessions", "_target", "call")
+    __slots__ = ("_calling", "_field", "_target", "call")
 
-    def __init__(self, sessions: SessionManager, owner: str, target: CallTarget, field: str) -> None:
-        self._sessions = sessions
+    def __init__(self, calling: Calling, call: Call, target: CallTarget, field: str) -> None:
+        self._calling = calling
         self._target = target
         self._field = field
-        self.call: Call = sessions.open_call(owner, target, field)
+        self.call = call
 
     def begin(self) -> None:
         """Make the call the one that is on its session; until then whoever was on it goes on undisturbed."""
-        self._sessions.begin_call(self.call, self._target, self._field)
+        self._calling.begin(self.call, self._target, self._field)
 
     def end(self) -> None:
         """End the call; its session is free."""
-        self._sessions.close_call(self.call)
+        self._calling.close(self.call)
 
     def __enter__(self) -> Self:
         """Return itself."""
@@ -43,22 +43,23 @@ class HeldCall:
         self.end()
 
 
-def open_call(sessions: SessionManager, context: CallContext, target: inference_pb2.Target, mode: str | None, field: str = "target") -> HeldCall:
+async def open_call(calling: Calling, context: CallContext, target: inference_pb2.Target, mode: str | None, field: str = "target") -> HeldCall:
     """Open a call.
 
     Args:
-        sessions: Where the target is looked up.
+        calling: Where the target is looked up.
         context: Of the RPC.
         target: Model or session.
         mode: A mode that the model must serve; None for any.
         field: Path of the target in the request.
 
     Raises:
-        CellstateError: As `SessionManager.open_call` says, and InvalidInput where the model does not serve the mode.
+        CellstateError: As `Calling.open` says, and InvalidInput where the model does not serve the mode.
     """
-    held = HeldCall(sessions, context.owner, decode_target(target, field), field)
+    decoded = decode_target(target, field)
+    held = HeldCall(calling, await calling.open(context.owner, decoded, field), decoded, field)
     try:
-        if mode is not None:
+        if mode is not None and not (mode == "many_to_many" and decoded.acknowledged is not None):  # what was asked in other modes is sent again by it
             check_mode(held.call.model, mode, field)
     except CellstateError:
         held.end()
@@ -77,7 +78,15 @@ def fill_opened(message: inference_pb2.Opened, call: Call) -> None:
     """Put what is known of a call without asking the engine into the answer to its opening."""
     if call.session is not None:
         message.uid, message.stream_token = call.session.uid, call.stream_token
+        if (safe := call.secured_news()) is not None:
+            message.safe_position = safe
     message.seed = call.seed
+
+
+def tell_secured(completion: types_pb2.Completion, call: Call) -> None:
+    """Put what is secured of a call's session into a completion, where that is to be told."""
+    if call.session is not None and (safe := call.session.safe_position) is not None:
+        completion.safe_position = safe
 
 
 async def collect(call: Call, opening: Opening) -> tuple[types_pb2.Output | None, types_pb2.Output | None, Finished]:

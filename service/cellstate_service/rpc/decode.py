@@ -13,7 +13,7 @@ from cellstate_service.engine.request import Emit, Form, Generation, Inputs, Sam
 from cellstate_service.errors import InvalidInput, Reason
 from cellstate_service.models.errors import TextNotEncodable
 from cellstate_service.models.loading import LoadedModel
-from cellstate_service.sessions.manager import CallTarget
+from cellstate_service.sessions.calling import CallTarget
 
 DTYPES: dict[int, np.dtype[Any]] = {
     types_pb2.DATA_TYPE_FLOAT32: np.dtype("<f4"),
@@ -67,7 +67,8 @@ def decode_target(target: inference_pb2.Target, field: str = "target") -> CallTa
         if not reference.name:
             raise InvalidInput(f"{field}.session.name: empty; name a session", field=f"{field}.session.name")
         acknowledged = reference.acknowledged_position if reference.HasField("acknowledged_position") else None
-        return CallTarget("", reference.name, reference.uid, reference.stream_token, reference.take_over, acknowledged)
+        position = reference.position if reference.HasField("position") else None
+        return CallTarget("", reference.name, reference.uid, reference.stream_token, reference.take_over, acknowledged, position)
     raise InvalidInput(f"{field}: name a model or a session", field=field)
 
 

@@ -1,6 +1,5 @@
 """From the engine's plain data to the contract's messages."""
 
-import math
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from cellstate_service.engine.request import Finish, Finished, Form
 from cellstate_service.models.loading import LoadedModel
 
 FLOAT32 = np.dtype("<f4")
-_REASONS = {
+FINISH_REASONS = {
     Finish.INPUT_CONSUMED: types_pb2.FINISH_REASON_INPUT_CONSUMED,
     Finish.MAX_STEPS: types_pb2.FINISH_REASON_MAX_STEPS,
     Finish.STOP_SEQUENCE: types_pb2.FINISH_REASON_STOP_SEQUENCE,
@@ -30,7 +29,7 @@ def encode_tensor(array: NDArray[np.float32]) -> types_pb2.Tensor:
 def encode_time(seconds: float) -> Timestamp:
     """Return seconds since the epoch, to the microsecond."""
     stamp = Timestamp()
-    stamp.FromNanoseconds(math.floor(seconds * 1e6) * 1000)
+    stamp.FromNanoseconds(round(seconds * 1e6) * 1000)
     return stamp
 
 
@@ -82,7 +81,7 @@ def encode_completion(finished: Finished, *, consumed_before: int = 0) -> types_
 
 def fill_completion(completion: types_pb2.Completion, finished: Finished, *, consumed_before: int = 0) -> None:
     """Put how a program ended into an empty message."""
-    completion.reason = _REASONS[finished.reason]
+    completion.reason = FINISH_REASONS[finished.reason]
     completion.position = finished.position
     completion.consumed_steps = finished.consumed_steps + consumed_before
     completion.generated_steps = finished.generated_steps

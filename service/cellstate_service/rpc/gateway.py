@@ -21,9 +21,11 @@ from cellstate_service.rpc.interceptor import CallContext
 from cellstate_service.rpc.parts import Parts
 from cellstate_service.rpc.programs import ProgramDecoder
 from cellstate_service.rpc.status import failure, unexpected
-from cellstate_service.sessions.manager import SessionManager
+from cellstate_service.sessions.calling import Calling
 
 MAX_WAITING_FAILURES = 1024
+MAX_FOLLOWING = 1024
+"""Messages that wait for a channel's opening; at more the stream is not read until it is open."""
 MESSAGES_AT_ONCE = 64
 _log = structlog.get_logger(__name__)
 
@@ -53,19 +55,36 @@ class Channel:
         self.refused = False
 
 
+class Opening:
+    """A channel whose session is being brought in.
+
+    Attributes:
+        following: What came for it since.
+        task: Opens it, then takes what follows.
+    """
+
+    __slots__ = ("following", "task")
+
+    def __init__(self) -> None:
+        self.following: deque[inference_pb2.ManyToManyRequest] = deque()
+        self.task: asyncio.Future[None] | None = None
+
+
 class Gateway:
     """Serves one gateway's stream. Everything runs in the event loop."""
 
-    def __init__(self, sessions: SessionManager, decoder: ProgramDecoder, context: CallContext) -> None:
-        self._sessions = sessions
+    def __init__(self, calling: Calling, decoder: ProgramDecoder, context: CallContext) -> None:
+        self._calling = calling
         self._decoder = decoder
         self._context = context
         self._channels: dict[int, Channel] = {}
         self._failed: dict[int, None] = {}  # numbers whose caller may not have learned of the failure yet, the oldest first
         self._failures: deque[tuple[int, CellstateError]] = deque()  # of numbers that no channel has
         self._space = asyncio.Event()
+        self._opening: dict[int, Opening] = {}
         self._ready: dict[Channel, None] = {}
         self._waiter: asyncio.Future[None] | None = None
+        self._half_closed = False
 
     async def serve(self, first: inference_pb2.ManyToManyRequest, requests: AsyncIterator[inference_pb2.ManyToManyRequest]) -> None:
         """Serve the stream to its end.
@@ -80,7 +99,7 @@ class Gateway:
                 response = self._gather()
                 if response is not None:
                     await self._context.write(response)
-                elif pump.done() and not self._channels:
+                elif pump.done() and not self._channels and not self._opening:
                     break
                 else:
                     await self._something()
@@ -94,10 +113,15 @@ class Gateway:
         await self._take_all(first)
         async for message in requests:
             await self._take_all(message)
+        self._half_closed = True
         for channel in self._channels.values():
-            if not channel.refused:
-                channel.closing = True
-                self._mark(channel)
+            self._half_close(channel)
+
+    def _half_close(self, channel: Channel) -> None:
+        if not channel.refused:
+            channel.closing = True
+            channel.held.call.half_close()
+            self._mark(channel)
 
     async def _take_all(self, message: inference_pb2.ManyToManyRequest) -> None:
         await self._take(message)
@@ -107,6 +131,15 @@ class Gateway:
                 await asyncio.sleep(0)  # others' turn
 
     async def _take(self, message: inference_pb2.ManyToManyRequest, *, inner: bool = False) -> None:
+        opening = self._opening.get(message.channel)
+        if opening is None:
+            await self._apply(message, inner=inner)
+            return
+        opening.following.append(message)
+        if len(opening.following) >= MAX_FOLLOWING and opening.task is not None:
+            await asyncio.wait([opening.task])
+
+    async def _apply(self, message: inference_pb2.ManyToManyRequest, *, inner: bool = False) -> None:
         channel = self._channels.get(message.channel)
         if channel.refused if channel is not None else message.channel in self._failed and not message.HasField("open"):
             return  # sent before its caller learned of the failure
@@ -114,12 +147,11 @@ class Gateway:
             if inner:
                 check_flat(message)
             if channel is None:
-                self._open(message)
+                await self._begin_open(message)
             elif channel.closing:
                 raise InvalidInput("channel: it is being closed; wait for `closed` before it is used again", Reason.STREAM_PROTOCOL, field="channel")
             elif message.HasField("close"):
-                channel.closing = True
-                self._mark(channel)
+                self._half_close(channel)
             elif not channel.held.call.has_room:
                 raise Exhausted("channel: too many of its inputs wait for the model; read outputs before sending more", Reason.OVERLOADED, retry_after_s=1.0)
             else:
@@ -146,7 +178,33 @@ class Gateway:
 
     # -- opening
 
-    def _open(self, message: inference_pb2.ManyToManyRequest) -> None:
+    async def _begin_open(self, message: inference_pb2.ManyToManyRequest) -> None:
+        """Open a channel; where its session is elsewhere, beside the reading of the stream, so that the other channels need not wait."""
+        number, target = message.channel, message.open.target
+        if not message.HasField("open") or self._calling.is_near(self._context.owner, target.session.name):
+            await self._open(message)
+            return
+        opening = self._opening[number] = Opening()
+
+        async def open_and_follow() -> None:
+            try:
+                await self._open(message)
+            except CellstateError as error:
+                await self._refuse(number, None, error)
+            except Exception:
+                fault = unexpected()
+                _log.exception("unexpected fault in a channel", log_id=fault.metadata["log_id"])
+                await self._refuse(number, None, fault)
+            while opening.following:
+                await self._apply(opening.following.popleft(), inner=True)
+            del self._opening[number]
+            if self._half_closed and (channel := self._channels.get(number)) is not None:
+                self._half_close(channel)
+            self._wake()
+
+        opening.task = asyncio.ensure_future(open_and_follow())
+
+    async def _open(self, message: inference_pb2.ManyToManyRequest) -> None:
         number = message.channel
         if not number:
             text = "channel: this stream is a gateway's, whose channels begin with 1; open another stream for channel 0"
@@ -155,18 +213,18 @@ class Gateway:
             raise InvalidInput("channel: it is not open; open it, with a model or a session", Reason.STREAM_PROTOCOL, field="channel")
         self._note_failed(number)  # until it is open
         limit = self._decoder.limits.max_channels
-        if len(self._channels) >= limit:
+        if len(self._channels) + len(self._opening) - (number in self._opening) >= limit:
             raise Exhausted(f"channel: {limit} are open, the limit of one stream; close some, or open another stream", Reason.OVERLOADED, field="channel")
-        held = open_call(self._sessions, self._context, message.open.target, "many_to_many", "open.target")
+        held = await open_call(self._calling, self._context, message.open.target, "many_to_many", "open.target")
         try:
             emit = decode_emit(message.open.emit, Emit.ALL, "open.emit")
-            opening = self._decoder.opening(message.open, held.call, emit, self._context.deadline_s, "open.")
+            settings = self._decoder.opening(message.open, held.call, emit, self._context.deadline_s, "open.")
             held.begin()
         except BaseException:
             held.end()
             raise
         del self._failed[number]
-        channel = self._channels[number] = Channel(number, held, Intake(self._decoder, opening))
+        channel = self._channels[number] = Channel(number, held, Intake(self._decoder, settings))
         held.call.listen(partial(self._mark, channel))
         held.call.ask_position()  # told before anything of this channel is applied, without waiting for it
 
@@ -241,6 +299,10 @@ class Gateway:
 
     async def _end(self, pump: "asyncio.Future[None]") -> None:
         pump.cancel()
+        openings = [opening.task for opening in self._opening.values() if opening.task is not None]
+        for task in openings:
+            task.cancel()
+        await asyncio.gather(*openings, return_exceptions=True)
         for channel in list(self._channels.values()):
             self._close(channel)
         with contextlib.suppress(asyncio.CancelledError, Exception):

@@ -7,7 +7,7 @@ from cellstate.v1 import inference_pb2, inference_pb2_grpc
 from cellstate_service.engine.outbox import Emitted
 from cellstate_service.engine.request import Emit, Finished
 from cellstate_service.errors import InvalidInput, Reason, Unavailable
-from cellstate_service.rpc.calls import open_call, opened
+from cellstate_service.rpc.calls import open_call, opened, tell_secured
 from cellstate_service.rpc.decode import decode_emit
 from cellstate_service.rpc.encode import fill_completion, fill_output
 from cellstate_service.rpc.gateway import Gateway
@@ -17,22 +17,22 @@ from cellstate_service.rpc.programs import Opening, ProgramDecoder
 from cellstate_service.rpc.runs import Runner
 from cellstate_service.rpc.streams import field_of, fill, pump_many_to_many, pumping
 from cellstate_service.sessions.call import Call
-from cellstate_service.sessions.manager import SessionManager
+from cellstate_service.sessions.calling import Calling
 
 Opens = TypeVar("Opens", inference_pb2.ManyToOneRequest, inference_pb2.ManyToManyRequest)
 
 
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
-    """Serves the five calls on the sessions of a manager. Those that answer with a stream write it by their context."""
+    """Serves the five calls on sessions and models. Those that answer with a stream write it by their context."""
 
-    def __init__(self, sessions: SessionManager, decoder: ProgramDecoder) -> None:
-        self._sessions = sessions
+    def __init__(self, calling: Calling, decoder: ProgramDecoder) -> None:
+        self._calling = calling
         self._decoder = decoder
-        self._runner = Runner(sessions, decoder)
+        self._runner = Runner(calling, decoder)
 
     async def OneToOne(self, request: inference_pb2.OneToOneRequest, context: CallContext) -> inference_pb2.OneToOneResponse:  # type: ignore[override]
         """One value in, one value out."""
-        with open_call(self._sessions, context, request.target, "one_to_one") as held:
+        with await open_call(self._calling, context, request.target, "one_to_one") as held:
             call = held.call
             opening = self._decoder.opening(request, call, Emit.LAST, context.deadline_s)
             step = await self._decoder.one_step(request, opening)
@@ -43,6 +43,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 fill_output(response.output, item, opening.form, call.model)
             if isinstance(item, Finished):
                 fill_completion(response.completion, item)
+                tell_secured(response.completion, call)
                 return response
         raise Unavailable("the call ended before it was answered: call again")  # nothing half-closes this call
 
@@ -51,7 +52,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     ) -> inference_pb2.ManyToOneResponse:
         """A sequence of values predicts the next value."""
         first = await _first(request_iterator)
-        with open_call(self._sessions, context, first.open.target, "many_to_one", "open.target") as held:
+        with await open_call(self._calling, context, first.open.target, "many_to_one", "open.target") as held:
             opening = self._decoder.opening(first.open, held.call, Emit.NONE, context.deadline_s, "open.")
             held.begin()
             async with pumping(held.call, self._pump_many_to_one(request_iterator, opening)):
@@ -59,7 +60,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 
     async def OneToMany(self, request: inference_pb2.OneToManyRequest, context: CallContext) -> None:  # type: ignore[override]
         """One value, or a prompt, predicts a sequence of values."""
-        with open_call(self._sessions, context, request.target, "one_to_many") as held:
+        with await open_call(self._calling, context, request.target, "one_to_many") as held:
             call = held.call
             opening = self._decoder.opening(request, call, Emit.NONE, context.deadline_s)
             program = await self._decoder.program(request, opening)
@@ -75,6 +76,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                     item = call.next_ready()
                 if isinstance(item, Finished):
                     fill_completion(response.completion, item)
+                    tell_secured(response.completion, call)
                     await context.write(response)
                     return
                 await context.write(response)
@@ -86,9 +88,9 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         """A sequence of values predicts the next sequence, or one output per input as they arrive; on one channel, or on many."""
         first = await _first(request_iterator)
         if first.channel:
-            await Gateway(self._sessions, self._decoder, context).serve(first, request_iterator)
+            await Gateway(self._calling, self._decoder, context).serve(first, request_iterator)
             return
-        with open_call(self._sessions, context, first.open.target, "many_to_many", "open.target") as held:
+        with await open_call(self._calling, context, first.open.target, "many_to_many", "open.target") as held:
             call = held.call
             emit = decode_emit(first.open.emit, Emit.ALL, "open.emit")
             opening = self._decoder.opening(first.open, call, emit, context.deadline_s, "open.")
@@ -132,6 +134,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 if item.emit is Emit.LAST:
                     fill_completion(response.completion, item, consumed_before=consumed)
                     response.completion.queue_wait_s, response.completion.run_s = waited_s, ran_s
+                    tell_secured(response.completion, call)
                     return response
                 consumed += item.consumed_steps
         raise Unavailable("the call ended before it was answered: call again")  # nothing half-closes this call

@@ -33,10 +33,10 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
     async def ListModels(self, request: model_pb2.ListModelsRequest, context: CallContext) -> model_pb2.ListModelsResponse:  # type: ignore[override]
         """List the loaded models."""
         page = decode_page(request.page_size, request.page_token)
-        models = self._registry.list()
-        end = page.after + page.size
-        token = encode_token(end, "") if end < len(models) else ""
-        return model_pb2.ListModelsResponse(models=[encode_model(model) for model in models[page.after : end]], next_page_token=token)
+        models = [model for model in self._registry.list() if model.name > page.after]
+        listed = models[: page.size]
+        token = encode_token(listed[-1].name, "") if len(models) > page.size else ""
+        return model_pb2.ListModelsResponse(models=[encode_model(model) for model in listed], next_page_token=token)
 
     async def GetModel(self, request: model_pb2.GetModelRequest, context: CallContext) -> model_pb2.GetModelResponse:  # type: ignore[override]
         """Read one model."""

@@ -13,15 +13,15 @@ MAX_SIZE = 1000
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Up to `size` entries behind number `after`."""
+    """Up to `size` entries behind the one named `after`."""
 
     size: int
-    after: int
+    after: str
 
 
-def encode_token(last: int, query: str) -> str:
-    """Return the token that goes on behind number `last` of the same query."""
-    return base64.urlsafe_b64encode(f"{last}.{_mark(query)}".encode()).decode()
+def encode_token(last: str, query: str) -> str:
+    """Return the token that goes on behind the entry named `last` of the same query."""
+    return base64.urlsafe_b64encode(f"{_mark(query)}.{last}".encode()).decode()
 
 
 def decode_page(size: int, token: str, query: str = "") -> Page:
@@ -32,11 +32,10 @@ def decode_page(size: int, token: str, query: str = "") -> Page:
     """
     if not 0 <= size <= MAX_SIZE:
         raise InvalidInput(f"page_size: {size} is not 0 to {MAX_SIZE}", field="page_size")
-    after = 0
+    after = ""
     if token:
         try:
-            number, mark = base64.urlsafe_b64decode(token.encode()).decode().split(".")
-            after = int(number)
+            mark, after = base64.urlsafe_b64decode(token.encode()).decode().split(".", 1)
         except (ValueError, binascii.Error) as error:
             raise InvalidInput("page_token: is not one that this server gave", field="page_token") from error
         if mark != _mark(query):

@@ -92,6 +92,7 @@ class ProgramDecoder:
             opening.sampling,
             log_probabilities=opening.log_probabilities,
             position=message.position if message.HasField("position") else None,
+            end_position=message.end_position if message.HasField("end_position") else None,
             deadline_s=opening.deadline_s,
         )
 
@@ -104,6 +105,7 @@ class ProgramDecoder:
             generation=decode_generation(message.generation, opening.call.model, "generate.generation"),
             sampling=decode_sampling(given, opening.call.model, opening.sampling, "generate.generation.sampling"),
             position=message.position if message.HasField("position") else None,
+            end_position=message.end_position if message.HasField("end_position") else None,
         )
 
     async def program(self, message: "inference_pb2.OneToManyRequest | inference_pb2.Program", opening: Opening) -> Request:

@@ -10,12 +10,12 @@ import structlog
 from cellstate.v1 import error_pb2, inference_pb2
 from cellstate_service.engine.request import Request
 from cellstate_service.errors import CellstateError, InvalidInput
-from cellstate_service.rpc.calls import HeldCall, collect, open_call
+from cellstate_service.rpc.calls import HeldCall, collect, open_call, tell_secured
 from cellstate_service.rpc.encode import encode_completion
 from cellstate_service.rpc.interceptor import CallContext
 from cellstate_service.rpc.programs import Opening, ProgramDecoder
 from cellstate_service.rpc.status import failure, unexpected
-from cellstate_service.sessions.manager import SessionManager
+from cellstate_service.sessions.calling import Calling
 
 _log = structlog.get_logger(__name__)
 
@@ -52,15 +52,17 @@ class Program:
                 self.held.begin()
                 self.held.call.submit(self.request)
                 emitted, generated, finished = await collect(self.held.call, self.opening)
-                return inference_pb2.ProgramResult(emitted=emitted, generated=generated, completion=encode_completion(finished))
+                completion = encode_completion(finished)
+                tell_secured(completion, self.held.call)
+                return inference_pb2.ProgramResult(emitted=emitted, generated=generated, completion=completion)
         return inference_pb2.ProgramResult(failure=self.failure)
 
 
 class Runner:
     """Runs the programs of one call together."""
 
-    def __init__(self, sessions: SessionManager, decoder: ProgramDecoder) -> None:
-        self._sessions = sessions
+    def __init__(self, calling: Calling, decoder: ProgramDecoder) -> None:
+        self._calling = calling
         self._decoder = decoder
 
     async def run(self, request: inference_pb2.RunRequest, context: CallContext) -> inference_pb2.RunResponse:
@@ -87,7 +89,7 @@ class Runner:
         """Open a program's call and decode it, so that nothing runs before all that can be refused was."""
         program = Program(path, context.refused)
         with program.failing():
-            program.held = calls.enter_context(open_call(self._sessions, context, message.target, None))
+            program.held = calls.enter_context(await open_call(self._calling, context, message.target, None))
             program.opening, program.request = await self._decoder.run_program(message, program.held.call, context.deadline_s)
         return program
 

@@ -3,49 +3,44 @@
 from cellstate.v1 import session_pb2
 from cellstate_service.errors import InvalidInput
 from cellstate_service.rpc.encode import encode_time
+from cellstate_service.rpc.snapshot_codec import DURABILITIES
 from cellstate_service.sessions.manager import SessionChange
-from cellstate_service.sessions.session import Durability, Expiration, Session, SessionSpec
+from cellstate_service.sessions.session import Durability, Expiration, SessionFacts, SessionSpec
 
-_DURABILITIES = {
-    session_pb2.DURABILITY_UNSPECIFIED: None,
-    session_pb2.DURABILITY_MEMORY: Durability.MEMORY,
-    session_pb2.DURABILITY_PERIODIC: Durability.PERIODIC,
-    session_pb2.DURABILITY_SYNC: Durability.SYNC,
-}
-_NUMBERS = {durability: number for number, durability in _DURABILITIES.items() if durability is not None}
+_ASKED: dict[int, Durability | None] = {session_pb2.DURABILITY_UNSPECIFIED: None} | {number: durability for durability, number in DURABILITIES.items()}
 MAX_PATHS = 16
 _UPDATABLE = ("ttl", "expire_time", "durability", "labels")
 
 
-def encode_session(session: Session) -> session_pb2.Session:
+def encode_session(facts: SessionFacts) -> session_pb2.Session:
     """Return a session's message, without the digest of its state."""
-    model = session.engine.model
     message = session_pb2.Session(
-        name=session.name,
-        uid=session.uid,
-        model=model.name,
-        model_digest=model.digest,
-        owner=session.owner,
-        position=session.resident.position,
-        seed=session.resident.seed,
-        durability=_NUMBERS[session.durability],
-        create_time=encode_time(session.created_s),
-        use_time=encode_time(session.used_s),
-        expire_time=encode_time(session.expires_s),
-        labels=session.labels,
-        busy=session.call is not None,
-        state_bytes=model.state_bytes,
-        numerics_id=model.numerics_id,
+        name=facts.name,
+        uid=facts.uid,
+        model=facts.model,
+        model_digest=facts.model_digest,
+        owner=facts.owner,
+        position=facts.position,
+        seed=facts.seed,
+        durability=DURABILITIES[facts.durability],
+        create_time=encode_time(facts.created_s),
+        use_time=encode_time(facts.used_s),
+        expire_time=encode_time(facts.expires_s),
+        labels=facts.labels,
+        busy=facts.busy,
+        state_bytes=facts.state_bytes,
+        numerics_id=facts.numerics_id,
+        safe_position=facts.safe_position,
     )
-    if session.idle_ttl_s is not None:
-        message.idle_ttl.FromNanoseconds(int(session.idle_ttl_s * 1e9))
+    if facts.idle_ttl_s is not None:
+        message.idle_ttl.FromNanoseconds(int(facts.idle_ttl_s * 1e9))
     return message
 
 
 def _durability(message: session_pb2.Session, field: str) -> Durability | None:
-    if message.durability not in _DURABILITIES:
+    if message.durability not in _ASKED:
         raise InvalidInput(f"{field}.durability: {message.durability} is not known", field=f"{field}.durability")
-    return _DURABILITIES[message.durability]
+    return _ASKED[message.durability]
 
 
 def _expiration(message: session_pb2.Session, field: str) -> Expiration:

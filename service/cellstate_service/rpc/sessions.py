@@ -1,7 +1,7 @@
 """SessionService: the lifecycle of sessions. Handlers translate: decode, call one method of the manager, encode."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TypeVar
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 
 from google.protobuf.message import Message
 
@@ -15,81 +15,82 @@ from cellstate_service.rpc.session_messages import decode_change, decode_spec, e
 from cellstate_service.rpc.snapshot_codec import decode_snapshot, encode_snapshot
 from cellstate_service.sessions.manager import SessionManager
 from cellstate_service.sessions.request_cache import RequestCache, RequestKey
-from cellstate_service.sessions.session import state_digest
+from cellstate_service.sessions.session import facts_of, state_digest
 from cellstate_service.sessions.snapshots import Allowances
 
 EXPORT_CHUNK_BYTES = 256 * 1024
 IMPORT_CHUNK_BYTES = 1024 * 1024
-Answer = TypeVar("Answer")
 
 
 class SessionServicer(session_pb2_grpc.SessionServiceServicer):
     """Serves the sessions of a manager to their owners."""
 
-    def __init__(self, sessions: SessionManager, requests: RequestCache, max_snapshot_bytes: int) -> None:
+    def __init__(self, sessions: SessionManager, requests: RequestCache, max_snapshot_bytes: Callable[[], int]) -> None:
         self._sessions = sessions
         self._requests = requests
         self._max_snapshot_bytes = max_snapshot_bytes
 
     async def CreateSession(self, request: session_pb2.CreateSessionRequest, context: CallContext) -> session_pb2.CreateSessionResponse:  # type: ignore[override]
         """Create a session."""
-        spec = decode_spec(request.session, "session")
+        key = _key("CreateSession", request, request.request_id, context)
+        spec = replace(decode_spec(request.session, "session"), uid=key.uid)
         initial = _initial_state(request.initial_state) if request.HasField("initial_state") else None
 
         async def create() -> session_pb2.CreateSessionResponse:
-            return session_pb2.CreateSessionResponse(session=encode_session(await self._sessions.create(context.owner, spec, initial)))
+            return session_pb2.CreateSessionResponse(session=encode_session(facts_of(await self._sessions.create(context.owner, spec, initial))))
 
-        return await self._once("CreateSession", request, request.request_id, context, create)
+        return await self._requests.once(key, create)
 
     async def GetSession(self, request: session_pb2.GetSessionRequest, context: CallContext) -> session_pb2.GetSessionResponse:  # type: ignore[override]
         """Read a session."""
-        session = self._sessions.get(context.owner, request.name)
-        state = await self._sessions.read(session)
-        message = encode_session(session)
-        message.position, message.state_digest = state.position, state_digest(state)
+        facts, state = await self._sessions.read(context.owner, request.name)
+        message = encode_session(facts)
+        message.state_digest = state_digest(state)
         return session_pb2.GetSessionResponse(session=message)
 
     async def ListSessions(self, request: session_pb2.ListSessionsRequest, context: CallContext) -> session_pb2.ListSessionsResponse:  # type: ignore[override]
-        """List the caller's sessions."""
+        """List the caller's sessions, by name."""
         page = decode_page(request.page_size, request.page_token, request.filter)
-        sessions, more = self._sessions.page(context.owner, request.filter, page.after, page.size)
-        token = encode_token(sessions[-1].number, request.filter) if more else ""
+        sessions, more = await self._sessions.page(context.owner, request.filter, page.after, page.size)
+        token = encode_token(sessions[-1].name, request.filter) if more else ""
         return session_pb2.ListSessionsResponse(sessions=[encode_session(session) for session in sessions], next_page_token=token)
 
     async def UpdateSession(self, request: session_pb2.UpdateSessionRequest, context: CallContext) -> session_pb2.UpdateSessionResponse:  # type: ignore[override]
         """Change a session."""
-        session = self._sessions.update(context.owner, request.session.name, decode_change(request))
-        return session_pb2.UpdateSessionResponse(session=encode_session(session))
+        session = await self._sessions.update(context.owner, request.session.name, decode_change(request))
+        return session_pb2.UpdateSessionResponse(session=encode_session(facts_of(session)))
 
     async def DeleteSession(self, request: session_pb2.DeleteSessionRequest, context: CallContext) -> session_pb2.DeleteSessionResponse:  # type: ignore[override]
         """Delete a session."""
 
         async def delete() -> session_pb2.DeleteSessionResponse:
-            self._sessions.delete(context.owner, request.name, request.uid)
+            await self._sessions.delete(context.owner, request.name, request.uid)
             return session_pb2.DeleteSessionResponse()
 
-        return await self._once("DeleteSession", request, request.request_id, context, delete)
+        return await self._requests.once(_key("DeleteSession", request, request.request_id, context), delete)
 
     async def ResetSession(self, request: session_pb2.ResetSessionRequest, context: CallContext) -> session_pb2.ResetSessionResponse:  # type: ignore[override]
         """Reset a session."""
+        key = _key("ResetSession", request, request.request_id, context)
         seed = request.seed if request.HasField("seed") else None
 
         async def reset() -> session_pb2.ResetSessionResponse:
-            session = await self._sessions.reset(context.owner, request.name, request.uid, seed)
-            return session_pb2.ResetSessionResponse(session=encode_session(session))
+            session = await self._sessions.reset(context.owner, request.name, request.uid, seed, key.uid)
+            return session_pb2.ResetSessionResponse(session=encode_session(facts_of(session)))
 
-        return await self._once("ResetSession", request, request.request_id, context, reset)
+        return await self._requests.once(key, reset)
 
     async def ForkSession(self, request: session_pb2.ForkSessionRequest, context: CallContext) -> session_pb2.ForkSessionResponse:  # type: ignore[override]
         """Fork a session."""
-        spec = decode_spec(request.session, "session")
+        key = _key("ForkSession", request, request.request_id, context)
+        spec = replace(decode_spec(request.session, "session"), uid=key.uid)
         position = request.position if request.HasField("position") else None
 
         async def fork() -> session_pb2.ForkSessionResponse:
             session = await self._sessions.fork(context.owner, request.name, spec, uid=request.uid, position=position)
-            return session_pb2.ForkSessionResponse(session=encode_session(session))
+            return session_pb2.ForkSessionResponse(session=encode_session(facts_of(session)))
 
-        return await self._once("ForkSession", request, request.request_id, context, fork)
+        return await self._requests.once(key, fork)
 
     async def ExportSession(self, request: session_pb2.ExportSessionRequest, context: CallContext) -> AsyncIterator[session_pb2.ExportSessionResponse]:  # type: ignore[override]
         """Stream a snapshot."""
@@ -102,14 +103,14 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
     ) -> session_pb2.ImportSessionResponse:
         """Create a session from a snapshot."""
         opening, data = await self._receive(request_iterator)
-        spec = decode_spec(opening.session, "open.session")
+        key = RequestKey(context.owner, "ImportSession", opening.request_id, opening.SerializeToString(deterministic=True) + data)
+        spec = replace(decode_spec(opening.session, "open.session"), uid=key.uid)
         allowed = Allowances(other_numerics=opening.allow_other_numerics, other_model_digest=opening.allow_other_model_digest)
 
         async def restore() -> session_pb2.ImportSessionResponse:
             session = await self._sessions.restore(context.owner, decode_snapshot(data), spec, allowed)
-            return session_pb2.ImportSessionResponse(session=encode_session(session))
+            return session_pb2.ImportSessionResponse(session=encode_session(facts_of(session)))
 
-        key = RequestKey(context.owner, "ImportSession", opening.request_id, opening.SerializeToString(deterministic=True) + data)
         try:
             return await self._requests.once(key, restore)
         except CellstateError as error:
@@ -128,16 +129,16 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
                 continue
             if not 1 <= len(message.data) <= IMPORT_CHUNK_BYTES:
                 raise InvalidInput(f"data: a chunk of {len(message.data)} bytes, 1 to {IMPORT_CHUNK_BYTES} are taken", field="data")
-            if len(data) + len(message.data) > self._max_snapshot_bytes:
-                raise InvalidInput(f"data: more than {self._max_snapshot_bytes} bytes, which no session of a loaded model takes", field="data")
+            if len(data) + len(message.data) > (most := self._max_snapshot_bytes()):
+                raise InvalidInput(f"data: more than {most} bytes, which no session of a loaded model takes", field="data")
             data += message.data
         if opening is None:
             raise InvalidInput("open: the stream ended before it was opened", Reason.STREAM_PROTOCOL, field="open")
         return opening, bytes(data)
 
-    async def _once(self, method: str, request: Message, request_id: str, context: CallContext, call: Callable[[], Awaitable[Answer]]) -> Answer:
-        key = RequestKey(context.owner, method, request_id, request.SerializeToString(deterministic=True) if request_id else b"")
-        return await self._requests.once(key, call)
+
+def _key(method: str, request: Message, request_id: str, context: CallContext) -> RequestKey:
+    return RequestKey(context.owner, method, request_id, request.SerializeToString(deterministic=True) if request_id else b"")
 
 
 def _initial_state(message: session_pb2.InitialState) -> ResidentState:

@@ -1,18 +1,29 @@
 """The portable form of a snapshot: the contract's SnapshotEnvelope around a serialized Snapshot, versioned and checksummed."""
 
 import hashlib
+from collections.abc import Iterator
 
 from google.protobuf.message import DecodeError
 
 from cellstate.v1 import session_pb2, snapshot_pb2, types_pb2
+from cellstate_service.engine.journal import KeptJournal
 from cellstate_service.engine.resident import ResidentState
 from cellstate_service.errors import DataLoss, InvalidInput, Precondition, Reason
 from cellstate_service.rpc.decode import MAX_STATE_TENSORS, decode_tensor
 from cellstate_service.rpc.encode import encode_tensor, encode_time
+from cellstate_service.rpc.journal_codec import bytes_field, decode_entry, encode_entry
+from cellstate_service.sessions.session import Durability
 from cellstate_service.sessions.snapshots import Snapshot
 
+DURABILITIES = {
+    Durability.MEMORY: session_pb2.DURABILITY_MEMORY,
+    Durability.PERIODIC: session_pb2.DURABILITY_PERIODIC,
+    Durability.SYNC: session_pb2.DURABILITY_SYNC,
+}
+_DURABILITY_OF = {number: durability for durability, number in DURABILITIES.items()}
 MAGIC = "cellstate snapshot"
 FORMAT_VERSION = 1
+_KEPT_REQUESTS = snapshot_pb2.Snapshot.KEPT_REQUESTS_FIELD_NUMBER
 
 
 def encode_snapshot(snapshot: Snapshot) -> bytes:
@@ -36,7 +47,7 @@ def encode_snapshot(snapshot: Snapshot) -> bytes:
         model_digest=snapshot.model_digest,
         position=state.position,
         seed=state.seed,
-        durability=session_pb2.DURABILITY_MEMORY,
+        durability=DURABILITIES[snapshot.durability],
         labels=dict(snapshot.labels),
         create_time=encode_time(snapshot.created_s),
         use_time=encode_time(snapshot.used_s),
@@ -45,10 +56,20 @@ def encode_snapshot(snapshot: Snapshot) -> bytes:
     )
     if snapshot.idle_ttl_s is not None:
         session.idle_ttl.FromNanoseconds(int(snapshot.idle_ttl_s * 1e9))
-    message = snapshot_pb2.Snapshot(session=session, anchors=[anchor], state_schema=[_schema(tensor) for tensor in anchor.state])
-    payload = message.SerializeToString(deterministic=True)
+    message = snapshot_pb2.Snapshot(session=session, anchors=[anchor], state_schema=[_schema(tensor) for tensor in anchor.state], rolled_back=state.rolled_back)
+    if state.journal is not None:
+        message.acknowledged_position = state.journal.acknowledged
+    payload = b"".join([message.SerializeToString(deterministic=True), *_kept_requests(state.journal)])
     envelope = snapshot_pb2.SnapshotEnvelope(magic=MAGIC, format_version=FORMAT_VERSION, payload=payload, sha256=hashlib.sha256(payload).digest())
     return envelope.SerializeToString(deterministic=True)
+
+
+def _kept_requests(journal: KeptJournal | None) -> Iterator[bytes]:
+    """Yield the serialized fields of a journal's requests, which follow a snapshot's other fields."""
+    for entry in () if journal is None else journal.entries:
+        data = encode_entry(entry)
+        yield bytes_field(_KEPT_REQUESTS, len(data))
+        yield data
 
 
 def _schema(named: types_pb2.NamedTensor) -> types_pb2.NamedTensor:
@@ -78,7 +99,7 @@ def decode_snapshot(data: bytes) -> Snapshot:
     try:
         message.ParseFromString(envelope.payload)
         return _snapshot(message)
-    except (DecodeError, InvalidInput, IndexError, ValueError) as error:
+    except (DecodeError, InvalidInput, LookupError, ValueError) as error:
         raise DataLoss(f"data: the snapshot cannot be read: {error}", field="data") from error
 
 
@@ -86,6 +107,9 @@ def _snapshot(message: snapshot_pb2.Snapshot) -> Snapshot:
     if len(message.anchors[-1].state) > MAX_STATE_TENSORS:
         raise InvalidInput(f"{len(message.anchors[-1].state)} state tensors, at most {MAX_STATE_TENSORS} are taken")
     session, anchor = message.session, message.anchors[-1]
+    journal = None
+    if message.HasField("acknowledged_position"):
+        journal = KeptJournal(message.acknowledged_position, tuple(map(decode_entry, message.kept_requests)))
     state = ResidentState(
         position=anchor.position,
         seed=anchor.sampling.seed,
@@ -95,6 +119,8 @@ def _snapshot(message: snapshot_pb2.Snapshot) -> Snapshot:
         tail_text=anchor.stop_text_tail,
         text_context=tuple(anchor.text_context.ids),
         text_pending=tuple(anchor.text_pending.ids),
+        journal=journal,
+        rolled_back=message.rolled_back,
     )
     idle_ttl_s = session.idle_ttl.ToNanoseconds() / 1e9 if session.HasField("idle_ttl") else None
     return Snapshot(
@@ -104,6 +130,7 @@ def _snapshot(message: snapshot_pb2.Snapshot) -> Snapshot:
         model_digest=session.model_digest,
         numerics_id=session.numerics_id,
         state=state,
+        durability=_DURABILITY_OF.get(session.durability, Durability.MEMORY),
         idle_ttl_s=idle_ttl_s,
         expires_s=session.expire_time.ToNanoseconds() / 1e9 if session.HasField("expire_time") else None,
         created_s=session.create_time.ToNanoseconds() / 1e9,

@@ -92,6 +92,8 @@ def fill(response: inference_pb2.ManyToManyResponse, item: Item, opening: Openin
         fill_completion(response.completion, item)
     else:
         fill_nothing(response.output, item)
+    if (safe := opening.call.secured_news()) is not None:
+        response.safe_position = safe
 
 
 _OUTPUT = inference_pb2.ManyToManyResponse.OUTPUT_FIELD_NUMBER

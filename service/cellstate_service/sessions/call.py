@@ -40,7 +40,8 @@ class Call:
     """Hands requests to the engine and returns what comes back, in order.
 
     Attributes:
-        model: The model that it runs on.
+        engine: What it runs on.
+        model: The model of that.
         session: Its session, or None where the state ends with the call.
     """
 
@@ -49,7 +50,7 @@ class Call:
         self.session = session
         row_bytes = 4 * engine.model.network.output_size
         self.outbox = Outbox(max(1, min(bounds.window_steps, WINDOW_BYTES // row_bytes)), max(1, MESSAGE_BYTES // row_bytes))
-        self._engine = engine
+        self.engine = engine
         self._resident = resident
         self._max_queued_steps = bounds.queued_steps
         self._queued: deque[tuple[int, int]] = deque()  # steps and bytes of input of each request or stop that has not been answered
@@ -60,6 +61,7 @@ class Call:
         self._failing = False
         self._acknowledges = False
         self._stream_token = ""
+        self._told_safe: int | None = None
 
     @property
     def stream_token(self) -> str:
@@ -68,6 +70,18 @@ class Call:
             self._stream_token = secrets.token_urlsafe(12)
         return self._stream_token
 
+    def is_presented(self, stream_token: str) -> bool:
+        """Whether somebody presents this call's token."""
+        return bool(self._stream_token) and secrets.compare_digest(stream_token.encode(), self._stream_token.encode())
+
+    def secured_news(self) -> int | None:
+        """Return the newest position that is in the store, where that is to be told and was not yet."""
+        safe = None if self.session is None else self.session.safe_position
+        if safe == self._told_safe:
+            return None
+        self._told_safe = safe
+        return safe
+
     @property
     def seed(self) -> int:
         """Seed of draws that name none."""
@@ -75,23 +89,23 @@ class Call:
 
     async def position(self) -> int:
         """Return the position after everything that was handed over before."""
-        return await self._engine.position(self._resident)
+        return await self.engine.position(self._resident)
 
     def submit(self, request: Request) -> None:
         """Hand over a request whose outbox is this call's."""
         self._hand_over(request.input_steps, 0 if request.inputs is None else request.inputs.nbytes)
-        self._engine.submit(self._resident, request)
+        self.engine.submit(self._resident, request)
 
     def stop_generation(self) -> None:
         """End the generations that are running or waiting to run; `next` returns StopTaken in its turn."""
         self._hand_over(0, 0)
-        self._engine.stop_generation(self._resident, self.outbox)
+        self.engine.stop_generation(self._resident, self.outbox)
 
     def acknowledge(self, position: int, *, running: bool = True) -> None:
         """Take in up to where the caller has all outputs: what lies before need not be kept to be answered again."""
         if self.session is not None:
             self._acknowledges = self._acknowledges or running
-            self._engine.acknowledge(self._resident, position, running=running)
+            self.engine.acknowledge(self._resident, position, running=running)
 
     def ask_position(self) -> None:
         """Have the position told in its turn, behind all that was handed over: `next` returns StopTaken. With generations behind it, see `stop_generation`."""
@@ -128,7 +142,7 @@ class Call:
         """Say that nothing more will be handed over: once all is answered, `next` returns None."""
         self._half_closed = True
         if self._acknowledges:
-            self._engine.acknowledged_last(self._resident)
+            self.engine.acknowledged_last(self._resident)
         self.outbox.wake()
 
     async def next(self) -> Item | None:
@@ -156,7 +170,7 @@ class Call:
     def _taken(self, item: Item) -> Item:
         if isinstance(item, Emitted):
             if self.outbox.paused and self.outbox.has_room_again:
-                self._engine.resume(self._resident)
+                self.engine.resume(self._resident)
         else:
             steps, size = self._queued.popleft()
             self._queued_steps -= steps
@@ -167,16 +181,21 @@ class Call:
 
     def fail(self, error: CellstateError) -> None:
         """End the call from outside: its session was deleted, or a newer call took over."""
-        self._engine.cancel(self._resident, self.outbox, error)
+        self.engine.cancel(self._resident, self.outbox, error)
         self._failing = True
         self._open_room()
+
+    def abandon(self, error: CellstateError) -> None:
+        """End the call: outputs that wait to be secured cannot be."""
+        self.outbox.abandon(error)
+        self.fail(error)
 
     def end(self) -> None:
         """Drop what is left of its requests, and its state where it has no session."""
         if self.session is None:
-            self._engine.release(self._resident)
+            self.engine.release(self._resident)
         else:
-            self._engine.cancel(self._resident, self.outbox)
+            self.engine.cancel(self._resident, self.outbox)
 
     def _hand_over(self, steps: int, size: int) -> None:
         self._queued.append((steps, size))

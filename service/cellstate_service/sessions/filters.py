@@ -4,12 +4,12 @@ import re
 from collections.abc import Callable
 
 from cellstate_service.errors import InvalidInput
-from cellstate_service.sessions.session import Session
+from cellstate_service.sessions.session import SessionFacts
 
 _TERM = re.compile(r"""\s*(?:(?P<label>labels\.(?P<key>[A-Za-z0-9._/-]{1,63}))|(?P<field>model|busy))\s*=\s*(?:"(?P<text>[^"]*)"|(?P<word>true|false))\s*""")
 
 MAX_CHARACTERS = 2048
-Predicate = Callable[[Session], bool]
+Predicate = Callable[[SessionFacts], bool]
 
 
 def _predicate(match: "re.Match[str]") -> Predicate | None:
@@ -17,9 +17,9 @@ def _predicate(match: "re.Match[str]") -> Predicate | None:
     if key is not None and text is not None:
         return lambda session: session.labels.get(key) == text
     if field == "model" and text is not None:
-        return lambda session: session.engine.model.name == text
+        return lambda session: session.model == text
     if field == "busy" and word is not None:
-        return lambda session: (session.call is not None) == (word == "true")
+        return lambda session: session.busy == (word == "true")
     return None
 
 

@@ -1,32 +1,26 @@
-"""The sessions of all owners: who has which, how long they live, and which call is on them."""
+"""The lifecycle of sessions, resident or stored: created, read, changed, copied, ended."""
 
+import contextlib
 import secrets
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 
 from cellstate_service.clock import Clock
 from cellstate_service.engine.engine import Engine
 from cellstate_service.engine.resident import ResidentState
-from cellstate_service.errors import Aborted, InvalidInput, NotFound, Precondition, Reason, Unavailable
-from cellstate_service.observability.metrics import Metrics
-from cellstate_service.sessions.admission import Admission
-from cellstate_service.sessions.book import SessionBook, SessionConfig
-from cellstate_service.sessions.call import Call
+from cellstate_service.errors import AlreadyExists, CellstateError, InvalidInput, NotFound, Precondition, Reason
+from cellstate_service.sessions.archive import Archive
+from cellstate_service.sessions.book import SessionBook, SessionConfig, engine_of
+from cellstate_service.sessions.calling import check_uid, stopping
 from cellstate_service.sessions.filters import parse_filter
-from cellstate_service.sessions.session import Durability, Expiration, Session, SessionSpec, check_durability, check_labels
-from cellstate_service.sessions.snapshots import Allowances, Snapshot, check_fits, check_state
+from cellstate_service.sessions.keeper import Keeper
+from cellstate_service.sessions.residency import Residency, Right, lost
+from cellstate_service.sessions.session import Durability, Expiration, Session, SessionFacts, SessionSpec, check_labels, facts_of
+from cellstate_service.sessions.snapshots import Allowances, Snapshot, check_fits, check_state, snapshot_of, stored_facts
+from cellstate_service.sessions.stores.store import Grave, Key
 
-
-@dataclass(frozen=True, slots=True)
-class CallTarget:
-    """What a call runs on: a model, or a session by name with what the caller knows of it."""
-
-    model: str = ""
-    name: str = ""
-    uid: str = ""
-    stream_token: str = ""
-    take_over: bool = False
-    acknowledged: int | None = None
+Begin = Callable[[Session], Awaitable[None]]
+ANY = Right(take_over=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,168 +33,253 @@ class SessionChange:
 
 
 class SessionManager:
-    """Keeps sessions in memory. All methods run in the event loop; what changes the books never awaits in between, so that no two calls interleave."""
+    """Creates, reads, changes and ends sessions, resident or stored. Loop only."""
 
-    def __init__(self, engines: Mapping[str, Engine], config: SessionConfig, metrics: Metrics, clock: Clock) -> None:
+    def __init__(
+        self, engines: Mapping[str, Engine], config: SessionConfig, book: SessionBook, keeper: Keeper, residency: Residency, archive: Archive, clock: Clock
+    ) -> None:
         self._engines = engines
         self._config = config
+        self._book = book
+        self._keeper = keeper
+        self._residency = residency
+        self._archive = archive
         self._clock = clock
-        self._book = SessionBook(config, metrics, clock)
-        self.admission = Admission(config.max_calls, config.max_wait_s)
         self._draining = False
-
-    # -- lifecycle
 
     async def create(self, owner: str, spec: SessionSpec, initial: ResidentState | None = None) -> Session:
         """Create a session, from the model's initial state or a given one.
 
         Raises:
-            InvalidInput, NotFound, AlreadyExists, Exhausted: As the contract says of CreateSession.
+            InvalidInput, NotFound, AlreadyExists, Exhausted, Unavailable: As the contract says of CreateSession.
         """
         spec.check()
-        engine = self._engine(spec.model, "session.model")
+        self._check_durability(spec.durability)
+        engine = engine_of(self._engines, spec.model, "session.model")
         if initial is not None:
             check_state(initial, engine.model)
         seed = secrets.randbits(64) if spec.seed is None else spec.seed
-        session = self._admit(owner, spec, engine, seed)
-        try:
+
+        async def begin(session: Session) -> None:
             await engine.acquire(session.resident, None if initial is None else replace(initial, seed=seed))
-        except BaseException:
-            self._book.remove(session)
-            raise
+
+        return await self._make(owner, spec, engine, seed, begin)
+
+    async def _make(self, owner: str, spec: SessionSpec, engine: Engine, seed: int, begin: Begin) -> Session:
+        """Make a session, or return the one that the same request made before: its caller may not have heard of it, because the server died."""
+        try:
+            return await self._make_new(owner, spec, engine, seed, begin)
+        except AlreadyExists as taken:
+            made = await self._made(owner, spec)
+            if made is None:
+                raise taken from None
+            return made
+
+    async def _made(self, owner: str, spec: SessionSpec) -> Session | None:
+        if not spec.uid:
+            return None
+        with contextlib.suppress(NotFound, Precondition):
+            session = await self._residency.find(owner, spec.name, "session.name")
+            return session if session.uid == spec.uid else None
+        return None
+
+    async def _make_new(self, owner: str, spec: SessionSpec, engine: Engine, seed: int, begin: Begin) -> Session:
+        """Make a session: its name is claimed, its state begun, and stored where it is to survive; or nothing of it is left."""
+        if self._draining:
+            raise stopping()
+        spec = replace(spec, name=spec.name or self._book.new_name())
+        key = Key(owner, spec.name)
+        async with self._residency.alone(key):
+            if self._book.find(owner, spec.name) is None:
+                await self._residency.make_room(engine.model.name)
+            session = self._book.admit(owner, spec, engine, seed, await self._stored_only(owner))
+            try:
+                session.epoch = await self._residency.claim_new(key)
+                await begin(session)
+                if session.durability is not Durability.MEMORY:
+                    await self._keeper.save([session], durable=session.durability is Durability.SYNC)
+                if self._book.find(owner, spec.name) is not session:
+                    raise lost()
+            except BaseException:
+                self._book.remove(session)
+                if session.epoch:
+                    with contextlib.suppress(CellstateError):
+                        await self._keeper.remove(session, None)
+                raise
         self._book.count_new(session)
         return session
 
-    def get(self, owner: str, name: str, field: str = "name") -> Session:
-        """Return a session.
+    async def get(self, owner: str, name: str, field: str = "name") -> Session:
+        """Return a session, brought in where it is not resident.
 
         Raises:
             NotFound: The owner has none of that name; the reason tells why it is gone.
+            Precondition, DataLoss, Unavailable: It cannot be brought in.
         """
-        return self._book.find(owner, name, field)
+        return await self._residency.find(owner, name, field)
 
-    async def read(self, session: Session) -> ResidentState:
-        """Return a copy of a session's state between two steps."""
-        return await session.engine.read(session.resident)
+    async def read(self, owner: str, name: str) -> tuple[SessionFacts, ResidentState]:
+        """Return what there is to know of a session, and a copy of its state between two steps.
 
-    def page(self, owner: str, text: str, after: int, size: int) -> tuple[list[Session], bool]:
-        """Return up to `size` of the owner's sessions made after number `after` that the filter takes, and whether more follow.
+        Raises:
+            NotFound, DataLoss, Unavailable: As the contract says of GetSession.
+        """
+        try:
+            async with self._held(owner, name) as session:
+                state = await session.engine.read(session.resident)
+                return replace(facts_of(session), position=state.position), state
+        except Precondition as error:
+            snapshot = await self._archive.find(Key(owner, name))
+            if snapshot is None:
+                raise
+            return stored_facts(snapshot, owner, busy=error.reason is Reason.SESSION_BUSY), snapshot.state
+
+    async def page(self, owner: str, text: str, after: str, size: int) -> tuple[list[SessionFacts], bool]:
+        """Return up to `size` of the owner's sessions with names after `after` that the filter takes, by name, and whether more follow.
 
         Raises:
             InvalidInput: The filter cannot be read.
+            Unavailable: The store cannot be used.
         """
         takes = parse_filter(text)
-        found = [session for session in self._book.sessions_of(owner) if session.number > after and takes(session)]
+        resident = {session.name: session for session in self._book.sessions_of(owner)}
+        found: list[SessionFacts] = []
+        for name in sorted(resident.keys() | set(await self._archive.names(owner))):
+            if name <= after:
+                continue
+            facts = facts_of(resident[name]) if name in resident else await self._archive.facts(Key(owner, name))
+            if facts is not None and (facts.busy or facts.expires_s > self._clock.now()) and takes(facts):
+                found.append(facts)
+            if len(found) > size:
+                break
         return found[:size], len(found) > size
 
-    def update(self, owner: str, name: str, change: SessionChange) -> Session:
+    async def update(self, owner: str, name: str, change: SessionChange) -> Session:
         """Change a session's expiry, durability or labels: all that is asked, or nothing.
 
         Raises:
-            InvalidInput, NotFound: As the contract says of UpdateSession.
+            InvalidInput, NotFound, Unavailable: As the contract says of UpdateSession.
         """
-        session = self.get(owner, name, "session.name")
-        check_durability(change.durability)
-        if change.labels is not None:
-            check_labels(change.labels)
-        expiry = None if change.expiration is None else self._book.expiry(change.expiration)
-        session.use(self._clock.now())
-        if expiry is not None:
-            session.expires_s, session.idle_ttl_s = expiry
-            self._book.watch(session)
-        if change.labels is not None:
-            session.labels = dict(change.labels)
-        return session
+        async with self._held(owner, name, "session.name") as session:
+            self._check_durability(change.durability)
+            if change.labels is not None:
+                check_labels(change.labels)
+            expiry = None if change.expiration is None else self._book.expiry(change.expiration)
+            before = (session.expires_s, session.idle_ttl_s, session.durability, session.labels)
+            self._book.used(session)
+            if expiry is not None:
+                session.expires_s, session.idle_ttl_s = expiry
+                self._book.watch(session)
+            session.durability = change.durability or session.durability
+            session.labels = session.labels if change.labels is None else dict(change.labels)
+            try:
+                await self._save(session, stored=before[2] is not Durability.MEMORY)
+            except CellstateError:
+                session.expires_s, session.idle_ttl_s, session.durability, session.labels = before
+                self._book.watch(session)
+                raise
+            return session
 
-    def delete(self, owner: str, name: str, uid: str) -> None:
+    async def delete(self, owner: str, name: str, uid: str) -> None:
         """Delete a session; a call on it ends.
 
         Raises:
-            NotFound, Precondition: As the contract says of DeleteSession.
+            NotFound, Precondition, Unavailable: As the contract says of DeleteSession.
         """
-        session = self.get(owner, name)
-        _check_uid(session, uid, "uid")
-        self._book.end(session, Reason.SESSION_CLOSED)
+        try:
+            session = await self._residency.find(owner, name, "name", ANY)
+        except CellstateError as error:
+            if error.reason not in (Reason.SNAPSHOT_CORRUPT, Reason.SNAPSHOT_MISMATCH, Reason.MODEL_NOT_FOUND):
+                raise
+            async with self._residency.alone(Key(owner, name)):
+                await self._archive.delete(Key(owner, name), uid)
+            return
+        check_uid(session, uid, "uid")
+        async with self._residency.alone(session.key):
+            if self._book.find(owner, name) is session:
+                await self._keeper.remove(session, Grave(Reason.SESSION_CLOSED, session.resident.position))
+                self._book.end(session, Reason.SESSION_CLOSED)
 
-    async def reset(self, owner: str, name: str, uid: str, seed: int | None) -> Session:
-        """Put a session back to the initial state, with a new uid.
+    async def reset(self, owner: str, name: str, uid: str, seed: int | None, new_uid: str = "") -> Session:
+        """Put a session back to the initial state, with a new uid; where it has `new_uid` already the same request did that before.
 
         Raises:
-            NotFound, Precondition: As the contract says of ResetSession.
+            NotFound, Precondition, Unavailable: As the contract says of ResetSession.
         """
-        session = self.get(owner, name)
-        _check_uid(session, uid, "uid")
-        if session.call is not None:
-            raise Precondition("a call is on the session: end it first", Reason.SESSION_BUSY, field="name")
-        session.uid = secrets.token_hex(16)
-        session.use(self._clock.now())
-        await session.engine.reset(session.resident, session.resident.seed if seed is None else seed)
-        return session
+        async with self._held(owner, name) as session:
+            if new_uid and session.uid == new_uid:
+                return session
+            check_uid(session, uid, "uid")
+            if session.call is not None:
+                raise Precondition("a call is on the session: end it first", Reason.SESSION_BUSY, field="name")
+            engine, old_uid = session.engine, session.uid
+            before = await engine.read(session.resident)
+            await engine.reset(session.resident, before.seed if seed is None else seed)
+            session.uid = new_uid or secrets.token_hex(16)
+            self._book.used(session)
+            try:
+                await self._save(session)
+            except CellstateError:
+                session.uid = old_uid
+                await engine.write(session.resident, before)
+                raise
+            return session
 
     async def fork(self, owner: str, name: str, spec: SessionSpec, *, uid: str = "", position: int | None = None) -> Session:
         """Make a second session from one's state, as it is between two steps.
 
         Raises:
-            NotFound, AlreadyExists, Precondition, Exhausted: As the contract says of ForkSession.
+            NotFound, AlreadyExists, Precondition, Exhausted, Unavailable: As the contract says of ForkSession.
         """
         spec.check()
-        source = self.get(owner, name)
-        _check_uid(source, uid, "uid")
-        if spec.model and spec.model != source.engine.model.name:
-            raise InvalidInput(f"session.model: a fork stays on {source.engine.model.name!r}", field="session.model")
-        if position is not None and source.call is None and position != source.resident.position:
-            raise _not_held(position, source.resident.position)
-        expiration = spec.expiration if spec.expiration != Expiration() else Expiration(source.idle_ttl_s, None if source.idle_ttl_s else source.expires_s)
-        spec = replace(spec, expiration=expiration, labels=spec.labels or source.labels)
-        session = self._admit(owner, spec, source.engine, secrets.randbits(64) if spec.seed is None else spec.seed)
-        try:
-            forked_at = await source.engine.fork(source.resident, session.resident)
-        except BaseException:
-            self._book.remove(session)
-            raise
-        if position is not None and forked_at != position:
-            self._book.remove(session)
-            raise _not_held(position, forked_at)
-        source.use(self._clock.now())
-        self._book.count_new(session)
-        return session
+        self._check_durability(spec.durability)
+        async with self._held(owner, name) as source:
+            check_uid(source, uid, "uid")
+            if spec.model and spec.model != source.engine.model.name:
+                raise InvalidInput(f"session.model: a fork stays on {source.engine.model.name!r}", field="session.model")
+            if position is not None and source.call is None and position != source.resident.position:
+                raise _not_held(position, source.resident.position)
+            expiration = spec.expiration if spec.expiration != Expiration() else Expiration(source.idle_ttl_s, None if source.idle_ttl_s else source.expires_s)
+            spec = replace(spec, expiration=expiration, labels=spec.labels or source.labels, durability=spec.durability or source.durability)
+
+            async def begin(session: Session) -> None:
+                forked_at = await source.engine.fork(source.resident, session.resident)
+                if position is not None and forked_at != position:
+                    raise _not_held(position, forked_at)
+
+            session = await self._make(owner, spec, source.engine, secrets.randbits(64) if spec.seed is None else spec.seed, begin)
+            self._book.used(source)
+            return session
 
     async def export(self, owner: str, name: str) -> Snapshot:
-        """Return a snapshot of a session, as it is between two steps.
+        """Return a snapshot of a session, as it is between two steps; of one that this server cannot bring in, what is stored.
 
         Raises:
-            NotFound: As the contract says of ExportSession.
+            NotFound, DataLoss, Unavailable: As the contract says of ExportSession.
         """
-        session = self.get(owner, name)
-        session.use(self._clock.now())
-        model = session.engine.model
-        state = await self.read(session)
-        return Snapshot(
-            name=session.name,
-            uid=session.uid,
-            model=model.name,
-            model_digest=model.digest,
-            numerics_id=model.numerics_id,
-            state=state,
-            idle_ttl_s=session.idle_ttl_s,
-            expires_s=session.expires_s,
-            created_s=session.created_s,
-            used_s=session.used_s,
-            labels=dict(session.labels),
-        )
+        try:
+            async with self._held(owner, name) as session:
+                self._book.used(session)
+                state = await session.engine.read(session.resident)
+                return snapshot_of(session, replace(state, journal=None, rolled_back=False))
+        except Precondition:
+            snapshot = await self._archive.find(Key(owner, name))
+            if snapshot is None:
+                raise
+            return replace(snapshot, state=replace(snapshot.state, journal=None, rolled_back=False))
 
     async def restore(self, owner: str, snapshot: Snapshot, spec: SessionSpec, allowed: Allowances) -> Session:
         """Create a session from a snapshot.
 
         Raises:
-            NotFound, AlreadyExists, Precondition, Exhausted: As the contract says of ImportSession.
+            NotFound, AlreadyExists, Precondition, Exhausted, Unavailable: As the contract says of ImportSession.
         """
         spec = replace(spec, model=spec.model or snapshot.model, labels=spec.labels or snapshot.labels)
         if spec.expiration == Expiration():
             spec = replace(spec, expiration=self._expiration_of(snapshot))
-        check_fits(snapshot, self._engine(spec.model, "open.session.model").model, allowed)
+        check_fits(snapshot, engine_of(self._engines, spec.model, "open.session.model").model, allowed)
         seed = snapshot.state.seed if spec.seed is None else spec.seed
-        return await self.create(owner, replace(spec, seed=seed), snapshot.state)
+        return await self.create(owner, replace(spec, seed=seed), replace(snapshot.state, journal=None, rolled_back=False))
 
     def _expiration_of(self, snapshot: Snapshot) -> Expiration:
         """Return a snapshot's own expiry, within the bounds; an absolute end that has passed counts as none."""
@@ -211,101 +290,51 @@ class SessionManager:
             return Expiration(at_s=min(snapshot.expires_s, now_s + longest))
         return Expiration()
 
-    # -- calls
-
-    def open_call(self, owner: str, target: CallTarget, field: str = "target") -> Call:
-        """Open a call on a session, or on a fresh state of a model. Begin it with `begin_call`, end it with `close_call`.
-
-        Raises:
-            NotFound, Precondition, Exhausted, Unavailable: As the contract says of every call.
-        """
-        if self._draining:
-            raise Unavailable("the server is stopping: call another one, or again later", retry_after_s=1.0)
-        if target.name:
-            session = self.get(owner, target.name, f"{field}.session.name")
-            _check_uid(session, target.uid, f"{field}.session.uid")
-            engine = session.engine
-            call = Call(engine, session.resident, session, self._config.call)
-        else:
-            engine = self._engine(target.model, f"{field}.model")
-            call = Call(engine, engine.new_resident(secrets.randbits(64)), None, self._config.call)
-        self.admission.enter(engine)
-        return call
-
-    def begin_call(self, call: Call, target: CallTarget, field: str = "target") -> None:
-        """Make a call, whose first message was found good, the one that is on its session. Until then whoever was on it goes on undisturbed.
-
-        Raises:
-            NotFound, Precondition: The session is gone or another one by now, or it is busy.
-        """
-        session = call.session
-        if session is None:
-            return
-        if self.get(session.owner, session.name, f"{field}.session.name") is not session:
-            raise _replaced(f"{field}.session.uid")
-        _check_uid(session, target.uid, f"{field}.session.uid")
-        self._supersede(session, target, field)
-        session.use(self._clock.now())
-        session.call = call
-        if target.acknowledged is not None:
-            call.acknowledge(target.acknowledged, running=False)
-
-    def close_call(self, call: Call) -> None:
-        """End a call; its session is free for the next and begins to idle."""
-        self.admission.leave()
-        call.end()
-        session = call.session
-        if session is not None and session.call is call:
-            session.call = None
-            session.use(self._clock.now())
-            self._book.watch(session)
-
-    def expire_due(self) -> int:
-        """End the sessions whose time has run out and return how many. A session with a call on it waits for the call's end."""
-        return self._book.expire_due()
-
     def drain(self) -> None:
-        """Refuse new calls from now on."""
+        """Make no new sessions from now on."""
         self._draining = True
 
-    def _engine(self, model: str, field: str) -> Engine:
-        engine = self._engines.get(model)
-        if engine is None:
-            loaded = ", ".join(sorted(self._engines)) or "none"
-            raise NotFound(
-                f"no model {model!r} is loaded; loaded are: {loaded}" if model else f"{field}: name a model; loaded are: {loaded}",
-                Reason.MODEL_NOT_FOUND,
-                field=field,
-            )
-        return engine
+    async def expire_stored(self) -> None:
+        """Strike out the stored sessions whose time has run out.
 
-    def _admit(self, owner: str, spec: SessionSpec, engine: Engine, seed: int) -> Session:
-        if self._draining:
-            raise Unavailable("the server is stopping: call another one, or again later", retry_after_s=1.0)
-        return self._book.admit(owner, spec, engine, seed)
+        Raises:
+            Unavailable: STORE_UNAVAILABLE.
+        """
+        await self._archive.expire()
 
-    def _supersede(self, session: Session, target: CallTarget, field: str) -> None:
-        old = session.call
-        if old is None:
+    def expire_due(self) -> int:
+        """End the resident sessions whose time has run out and return how many. A session with a call on it waits for the call's end."""
+        return self._book.expire_due()
+
+    @contextlib.asynccontextmanager
+    async def _held(self, owner: str, name: str, field: str = "name") -> AsyncIterator[Session]:
+        """Find a session and keep it resident meanwhile."""
+        session = await self._residency.find(owner, name, field)
+        session.pins += 1
+        try:
+            yield session
+        finally:
+            session.pins -= 1
+
+    async def _save(self, session: Session, *, stored: bool = False) -> None:
+        """Store a change that was asked for before it is answered, where the session is to survive, or is `stored` as one that was."""
+        if stored or session.durability is not Durability.MEMORY:
+            await self._keeper.save([session], durable=session.durability is Durability.SYNC)
+
+    async def _stored_only(self, owner: str) -> int:
+        """Return how many sessions of an owner are in the store only, where that counts."""
+        if self._config.max_sessions_per_owner is None:
+            return 0
+        resident = {session.name for session in self._book.sessions_of(owner)}
+        return len(set(await self._archive.names(owner)) - resident)
+
+    def _check_durability(self, durability: Durability | None) -> None:
+        if durability is None or durability in self._config.offered:
             return
-        if not target.take_over and not secrets.compare_digest(target.stream_token.encode(), old.stream_token.encode()):
-            raise Precondition(
-                "another call is on the session: wait for its end, present its stream_token, or set take_over",
-                Reason.SESSION_BUSY,
-                field=f"{field}.session.name",
-            )
-        session.call = None
-        old.fail(Aborted("a newer call took the session over", Reason.SUPERSEDED))
-
-
-def _check_uid(session: Session, uid: str, field: str) -> None:
-    if uid and uid != session.uid:
-        raise _replaced(field)
-
-
-def _replaced(field: str) -> Precondition:
-    text = "the session of that name is another one by now (created again, imported or reset): read it to learn its uid"
-    return Precondition(text, Reason.UID_MISMATCH, field=field)
+        text = "this server keeps no store, so it offers MEMORY only; leave it unset for the default"
+        if self._config.persistent:
+            text = "the server's Redis does not write through to its disk (appendonly yes, appendfsync always), so SYNC is not offered; ask for PERIODIC"
+        raise InvalidInput(f"session.durability: {text}", field="session.durability")
 
 
 def _not_held(position: int, present: int) -> Precondition:

@@ -25,6 +25,14 @@ class RequestKey:
     request_id: str
     content: bytes
 
+    @property
+    def uid(self) -> str:
+        """A uid for the session that the request makes, the same for each repeat of it, whichever server that reaches; "" where nobody repeats it."""
+        if not self.request_id:
+            return ""
+        told = [part.encode() for part in (self.owner, self.method, self.request_id)]
+        return hashlib.sha256(b"".join(len(part).to_bytes(8) + part for part in (*told, self.content))).hexdigest()[:32]
+
 
 class RequestCache:
     """Answers by request id, kept for ten minutes, at most 10,000 for each owner. Failed calls are not kept: they may be tried again."""

@@ -5,11 +5,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from cellstate_service.engine.engine import Engine
 from cellstate_service.engine.resident import Resident, ResidentState
 from cellstate_service.errors import InvalidInput
+from cellstate_service.sessions.stores.store import Key
 
 if TYPE_CHECKING:
     from cellstate_service.sessions.call import Call
@@ -38,9 +39,14 @@ class Expiration:
 
 @dataclass(frozen=True, slots=True)
 class SessionSpec:
-    """What a caller asks of a new session. What is None or empty, the server chooses."""
+    """What a caller asks of a new session. What is None or empty, the server chooses.
+
+    Attributes:
+        uid: Of a request that may be repeated: where there is a session of that name and uid, it was made by the same request before.
+    """
 
     name: str = ""
+    uid: str = ""
     model: str = ""
     seed: int | None = None
     durability: Durability | None = None
@@ -48,7 +54,7 @@ class SessionSpec:
     labels: Mapping[str, str] = field(default_factory=dict)
 
     def check(self) -> None:
-        """Check name, labels and durability.
+        """Check name and labels.
 
         Raises:
             InvalidInput: Naming the field and the bound.
@@ -56,7 +62,6 @@ class SessionSpec:
         if self.name and not NAME.fullmatch(self.name):
             raise InvalidInput("session.name: 1 to 128 characters of A-Z a-z 0-9 . _ - are allowed", field="session.name")
         check_labels(self.labels)
-        check_durability(self.durability)
 
 
 def check_labels(labels: Mapping[str, str]) -> None:
@@ -68,31 +73,23 @@ def check_labels(labels: Mapping[str, str]) -> None:
             raise InvalidInput("session.labels: keys and values are at most 63 characters of A-Z a-z 0-9 . _ / -, keys at least 1", field="session.labels")
 
 
-def check_durability(durability: Durability | None) -> None:
-    """Raise InvalidInput unless the server offers the durability."""
-    if durability not in (None, Durability.MEMORY):
-        raise InvalidInput(
-            "session.durability: this server keeps no store, so it offers MEMORY only; leave it unset for the default",
-            field="session.durability",
-        )
-
-
 @dataclass(slots=True, eq=False)
 class Session:
-    """A caller's conversation with a model.
+    """A session that is resident: its state is in a slot of this server.
 
     Attributes:
-        number: Rises with each session made: the order of listing.
         idle_ttl_s: Seconds that it lives unused; None where an absolute end was given.
         expires_s, created_s, used_s: Seconds since the epoch.
         call: The one call that is on it.
-        watched_s: When the manager looks next whether it has expired.
+        watched_s: When the book looks next whether it has expired.
+        pins: Calls and operations that need it to stay resident.
+        epoch: Of this server's claim on it in the store.
+        saved: What the store has of it; None where that is nothing.
     """
 
     owner: str
     name: str
     uid: str
-    number: int
     engine: Engine
     resident: Resident
     durability: Durability
@@ -103,12 +100,96 @@ class Session:
     idle_ttl_s: float | None
     call: "Call | None" = None
     watched_s: float | None = None
+    pins: int = 0
+    epoch: int = 0
+    saved: "Saved | None" = None
+
+    @property
+    def key(self) -> Key:
+        """Its place in the store."""
+        return Key(self.owner, self.name)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody needs it to stay resident."""
+        return self.call is None and not self.pins
+
+    @property
+    def safe_position(self) -> int | None:
+        """The newest position that the store has; None where whatever is answered is secured."""
+        return self.saved.position if self.durability is Durability.PERIODIC and self.saved is not None else None
+
+    @property
+    def moved(self) -> bool:
+        """Whether it has taken steps since it was saved."""
+        return self.saved is None or self.saved.position != self.resident.position
 
     def use(self, now_s: float) -> None:
         """Renew the expiry."""
         self.used_s = now_s
         if self.idle_ttl_s is not None:
             self.expires_s = now_s + self.idle_ttl_s
+
+
+class Saved(NamedTuple):
+    """What the store has of a session.
+
+    Attributes:
+        position: Of the state.
+        expires_s: When it ends unless used.
+        at_s: When it was saved, in seconds of a clock that never goes back.
+    """
+
+    position: int
+    expires_s: float
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SessionFacts:
+    """What its owner may know of a session, resident or stored. Times in seconds since the epoch."""
+
+    name: str
+    uid: str
+    owner: str
+    model: str
+    model_digest: str
+    numerics_id: str
+    position: int
+    seed: int
+    durability: Durability
+    labels: Mapping[str, str]
+    created_s: float
+    used_s: float
+    expires_s: float
+    idle_ttl_s: float | None
+    busy: bool
+    state_bytes: int
+    safe_position: int | None
+
+
+def facts_of(session: Session) -> SessionFacts:
+    """Return what there is to know of a resident session."""
+    model = session.engine.model
+    return SessionFacts(
+        name=session.name,
+        uid=session.uid,
+        owner=session.owner,
+        model=model.name,
+        model_digest=model.digest,
+        numerics_id=model.numerics_id,
+        position=session.resident.position,
+        seed=session.resident.seed,
+        durability=session.durability,
+        labels=session.labels,
+        created_s=session.created_s,
+        used_s=session.used_s,
+        expires_s=session.expires_s,
+        idle_ttl_s=session.idle_ttl_s,
+        busy=session.call is not None,
+        state_bytes=model.state_bytes,
+        safe_position=session.safe_position,
+    )
 
 
 def state_digest(state: ResidentState) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 from cellstate_service.engine.resident import TAIL_CHARACTERS, TAIL_TOKENS, ResidentState
 from cellstate_service.errors import InvalidInput, Precondition, Reason
 from cellstate_service.models.loading import LoadedModel
+from cellstate_service.sessions.session import Durability, Session, SessionFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,11 +21,55 @@ class Snapshot:
     model_digest: str
     numerics_id: str
     state: ResidentState
+    durability: Durability = Durability.MEMORY
     idle_ttl_s: float | None = None
     expires_s: float | None = None
     created_s: float = 0.0
     used_s: float = 0.0
     labels: Mapping[str, str] = field(default_factory=dict)
+
+
+def snapshot_of(session: Session, state: ResidentState) -> Snapshot:
+    """Return a session with a state that was read from it."""
+    model = session.engine.model
+    return Snapshot(
+        name=session.name,
+        uid=session.uid,
+        model=model.name,
+        model_digest=model.digest,
+        numerics_id=model.numerics_id,
+        state=state,
+        durability=session.durability,
+        idle_ttl_s=session.idle_ttl_s,
+        expires_s=session.expires_s,
+        created_s=session.created_s,
+        used_s=session.used_s,
+        labels=dict(session.labels),
+    )
+
+
+def stored_facts(snapshot: Snapshot, owner: str, *, busy: bool = False) -> SessionFacts:
+    """Return what there is to know of a session that is in the store."""
+    state = snapshot.state
+    return SessionFacts(
+        name=snapshot.name,
+        uid=snapshot.uid,
+        owner=owner,
+        model=snapshot.model,
+        model_digest=snapshot.model_digest,
+        numerics_id=snapshot.numerics_id,
+        position=state.position,
+        seed=state.seed,
+        durability=snapshot.durability,
+        labels=snapshot.labels,
+        created_s=snapshot.created_s,
+        used_s=snapshot.used_s,
+        expires_s=snapshot.expires_s or 0.0,
+        idle_ttl_s=snapshot.idle_ttl_s,
+        busy=busy,
+        state_bytes=sum(tensor.nbytes for tensor in state.tensors.values()),
+        safe_position=state.position if snapshot.durability is Durability.PERIODIC else None,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +81,7 @@ class Allowances:
 
 
 #: No session gets there; above it, counting on would leave the 64 bits of the contract.
-MAX_POSITION = 2**63
+MAX_POSITION = 2**62
 
 
 def check_fits(snapshot: Snapshot, model: LoadedModel, allowed: Allowances) -> None:

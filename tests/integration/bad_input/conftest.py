@@ -10,7 +10,7 @@ import pytest_asyncio
 
 from cellstate.v1.session_pb2 import CreateSessionRequest, Session
 from cellstate_service.app import start
-from cellstate_service.settings import LimitsSettings, Settings
+from cellstate_service.settings import LimitsSettings, Settings, StoreSettings
 from tests.integration.bad_input.cases import MAX_MESSAGE_BYTES, MAX_PROGRAMS, MAX_STEPS, SUBJECT
 from tests.integration.canary import Canary, canary_on, read_session
 from tests.integration.stubs import Stubs, many_to_one, text
@@ -32,7 +32,8 @@ def models_and_a_steep_one(models: Path, tmp_path_factory: pytest.TempPathFactor
 async def stubs(models_and_a_steep_one: Path) -> AsyncIterator[Stubs]:
     """Stubs of a server with small limits and a session `subject`, five steps in."""
     limits = LimitsSettings(max_input_steps=MAX_STEPS, max_programs=MAX_PROGRAMS, max_message_bytes=MAX_MESSAGE_BYTES)
-    app = await start(Settings(port=0, metrics_port=None, models=models_and_a_steep_one, grace_s=0.1, limits=limits))
+    store = StoreSettings(kind="memory")  # other durability than MEMORY is bad input there
+    app = await start(Settings(port=0, metrics_port=None, models=models_and_a_steep_one, grace_s=0.1, limits=limits, store=store))
     async with grpc.aio.insecure_channel(f"127.0.0.1:{app.port}") as channel:
         stubs = Stubs(channel)
         await stubs.sessions.CreateSession(CreateSessionRequest(session=Session(name="subject", model="lstm-text", seed=3)))

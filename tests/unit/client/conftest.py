@@ -110,11 +110,18 @@ class FakeServer(inference_pb2_grpc.InferenceServiceServicer, session_pb2_grpc.S
                     yield inference_pb2.ManyToManyResponse(opened=opened)
                     if request.open.target.model == FAILS:
                         refuse(context, grpc.StatusCode.FAILED_PRECONDITION, "SESSION_BUSY", position=41)
+                    emit = request.open.emit
                 case "input":
-                    yield inference_pb2.ManyToManyResponse(output=self.output(request.input.values))
+                    output = self.output(request.input.values)
+                    if (request.input.emit or emit) == types_pb2.EMIT_NONE:
+                        output.ClearField("values")
+                    yield inference_pb2.ManyToManyResponse(output=output)
                 case "generate":
-                    for _ in range(request.generate.generation.max_steps):
-                        yield inference_pb2.ManyToManyResponse(output=self.output(types_pb2.Sequence(text="g")))
+                    for character in "abcdefghij"[: request.generate.generation.max_steps or 10]:
+                        yield inference_pb2.ManyToManyResponse(output=self.output(types_pb2.Sequence(text=character)))
+                    if request.generate.generation.max_steps == 1:
+                        context.add_callback(self.cancelled.set)
+                        self.cancelled.wait()
                     yield inference_pb2.ManyToManyResponse(completion=self.completion(types_pb2.FINISH_REASON_MAX_STEPS))
                 case "stop":
                     stopped = inference_pb2.Stopped(position=self.position)

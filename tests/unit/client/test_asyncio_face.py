@@ -213,12 +213,23 @@ async def test_a_cut_generation_presents_its_token_next(client, server):
         assert reference.stream_token == "token"
 
 
+async def test_calls_on_a_session_tell_its_name_for_proxies_on_the_way(client, server):
+    await client.models()
+    assert "cellstate-session" not in dict(server.metadata)
+    async with client.session("m", name="kept") as session:
+        assert dict(server.metadata)["cellstate-session"] == "kept"
+        for call in (session.info, lambda: session.step([1.0]), lambda: session.many_to_one([1.0])):
+            server.metadata = []
+            await call()
+            assert dict(server.metadata)["cellstate-session"] == session.name
+
+
 async def test_a_stream_carries_inputs_and_directives(client):
     async with client.session("m") as session, session.stream() as stream:
         await stream.send("ab")
         assert (await stream.receive()).text == "ab"
         await stream.generate(max_steps=2)
-        assert [output.text async for output in stream.until_completion()] == ["g", "g"]
+        assert [output.text async for output in stream.until_completion()] == ["a", "b"]
         await stream.acknowledge()
         await stream.send("xyz")
         assert await stream.stop() == 8

@@ -197,7 +197,7 @@ class TestTracked:
 
     def test_after_a_cut_call_the_next_names_no_position_and_presents_the_token(self):
         tracked = tracked_of(handle())
-        tracked.opened(inference_pb2.Opened(position=3, stream_token="t"))
+        tracked.opened("t")
         tracked.reached(5)
         tracked.cut()
         tracked.left("t")
@@ -210,7 +210,7 @@ class TestTracked:
 
     def test_a_stream_that_lives_keeps_its_token_to_itself(self):
         tracked = tracked_of(handle())
-        tracked.opened(inference_pb2.Opened(position=3, stream_token="t"))
+        tracked.opened("t")
         tracked.left("of an older stream")
         assert tracked.reference().stream_token == ""
 
@@ -223,7 +223,7 @@ class TestTracked:
     def test_what_arrives_after_the_cut_leaves_the_handle_as_it_is(self):
         tracked = tracked_of(handle())
         reader = _exchange.Reader(None, tracked)
-        reader.read(inference_pb2.OneToManyResponse(opened=inference_pb2.Opened(position=3, stream_token="t")))
+        reader.opened("t", 3)
         reader.cut()
         reader.read(inference_pb2.OneToManyResponse(output=types_pb2.Output(values=types_pb2.Sequence(text="a"), position=4)))
         reader.ended()
@@ -234,7 +234,7 @@ class TestTracked:
     def test_after_a_stream_that_failed_its_token_is_presented(self):
         tracked = tracked_of(handle())
         reader = _exchange.Reader(None, tracked)
-        reader.read(inference_pb2.OneToManyResponse(opened=inference_pb2.Opened(position=3, stream_token="t")))
+        reader.opened("t", 3)
         reader.failed()
         assert (tracked.reference().stream_token, tracked.reference().position) == ("t", 3)
 
@@ -242,6 +242,12 @@ class TestTracked:
         tracked = tracked_of(handle())
         tracked.replaced(cellstate.SessionInfo(name="s", uid="v", model="m"))
         assert (tracked.reference().uid, tracked.reference().position) == ("v", 0)
+
+    def test_a_position_before_the_one_known_is_not_taken_over(self):
+        """The session went back: the next call gives it again what followed, or is told."""
+        tracked = tracked_of(handle())
+        tracked.replaced(cellstate.SessionInfo(name="s", uid="u", model="m", position=1))
+        assert tracked.position == 3
 
     def test_reading_a_busy_session_leaves_the_position_to_the_call_on_it(self):
         tracked = tracked_of(handle())

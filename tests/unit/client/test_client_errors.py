@@ -42,7 +42,7 @@ def test_details_are_all_read():
         (9, "SESSION_BUSY", errors.SessionBusy),
         (9, "UID_MISMATCH", errors.SessionReplaced),
         (9, "NOTHING_TO_GENERATE_FROM", errors.Precondition),
-        (9, "SESSION_ROLLED_BACK", errors.PositionError),
+        (9, "SESSION_ROLLED_BACK", errors.SessionRolledBack),
         (10, "POSITION_CONFLICT", errors.PositionError),
         (10, "SUPERSEDED", errors.Superseded),
         (10, "SESSION_MOVED", errors.Aborted),

@@ -1,101 +1,33 @@
-"""What a stream that was cut sends again: all that was not answered in full, with the position at which that began."""
+"""Whether, when and with what a call on a session is made again."""
 
 import pytest
 
-from cellstate._resume import FIRST_WAIT_S, LOG_MESSAGES, LONGEST_WAIT_S, Backoff, Received, Repeating, StreamLog, can_go_on
-from cellstate.errors import CellstateError, ErrorDetails
+import cellstate
+from cellstate._call_log import CallLog
+from cellstate._log import Options
+from cellstate._resume import FIRST_WAIT_S, LONGEST_WAIT_S, Backoff, GoingOn, Resumption, can_go_on
+from cellstate._tracking import Tracked
+from cellstate.errors import CellstateError, ErrorDetails, SessionBusy, SessionRolledBack
 from cellstate.v1 import inference_pb2, types_pb2
 
-Request, Response = inference_pb2.ManyToManyRequest, inference_pb2.ManyToManyResponse
+LOST = CellstateError("x", ErrorDetails(code="UNAVAILABLE", reason="UNAVAILABLE"))
 
 
-def tokens(*ids: int) -> Request:
-    return Request(input=inference_pb2.InputChunk(values=types_pb2.Sequence(tokens=types_pb2.TokenIds(ids=ids))))
+def at(kind: type[CellstateError], position: int) -> CellstateError:
+    return kind("x", ErrorDetails(metadata={"position": str(position)}))
 
 
-def text(value: str) -> Request:
-    return Request(input=inference_pb2.InputChunk(values=types_pb2.Sequence(text=value)))
+def tokens(*ids: int) -> types_pb2.Sequence:
+    return types_pb2.Sequence(tokens=types_pb2.TokenIds(ids=ids))
 
 
-GENERATE, STOP = Request(generate=inference_pb2.GenerateDirective()), Request(stop=inference_pb2.StopDirective())
-ACKNOWLEDGE = Request(acknowledge=inference_pb2.Acknowledgement(position=3))
+def tracked_at(position: int) -> Tracked:
+    return Tracked(cellstate.SessionInfo(name="s", uid="u", model="m", position=position))
 
 
-def output(first: int, position: int) -> Response:
-    return Response(output=types_pb2.Output(values=types_pb2.Sequence(text="x"), first_position=first, position=position))
-
-
-def completed(position: int) -> Response:
-    return Response(completion=types_pb2.Completion(position=position))
-
-
-def kept(log: StreamLog) -> list[str]:
-    return [message.WhichOneof("message") or "" for message in log.again()]
-
-
-def log_of(*messages: Request, opened: int = 10) -> StreamLog:
-    log = StreamLog()
-    log.opened(opened)
-    for message in messages:
-        log.sent(message)
-    return log
-
-
-def test_chunks_are_kept_until_their_last_output_came() -> None:
-    log = log_of(tokens(1, 2, 3), tokens(4, 5), tokens(6))
-    log.answered(output(10, 12))
-    assert (len(log), log.position) == (3, 10)
-    log.answered(output(12, 15))
-    assert (log.again(), log.position) == ([tokens(6)], 15)
-    log.answered(output(15, 16))
-    assert log.again() == []
-
-
-def test_a_generation_is_kept_until_its_completion_came() -> None:
-    log = log_of(tokens(1), GENERATE, tokens(2))
-    log.answered(output(10, 11))
-    log.answered(output(11, 400))
-    assert (kept(log), log.position) == (["generate", "input"], 11)
-    log.answered(completed(500))
-    assert (kept(log), log.position) == (["input"], 500)
-
-
-def test_chunks_of_unknown_length_are_kept_until_something_tells_where_they_end() -> None:
-    log = log_of(text("long"), tokens(1), GENERATE, text("more"))
-    log.answered(output(10, 30))
-    assert len(log) == 4
-    log.answered(completed(40))
-    assert (kept(log), log.position) == (["input"], 40)
-
-
-def test_a_stop_is_kept_until_it_was_answered() -> None:
-    log = log_of(GENERATE, STOP)
-    log.answered(Response(output=output(10, 20).output, completion=types_pb2.Completion(position=20)))
-    assert kept(log) == ["stop"]
-    log.answered(Response(stopped=inference_pb2.Stopped(position=20)))
-    assert log.again() == []
-
-
-def test_acknowledgements_are_not_sent_again() -> None:
-    assert kept(log_of(tokens(1), ACKNOWLEDGE)) == ["input"]
-
-
-def test_beyond_what_is_kept_a_stream_cannot_go_on() -> None:
-    log = log_of(*[text("x")] * LOG_MESSAGES)
-    assert log.whole
-    log.sent(text("x"))
-    assert not log.whole
-
-
-def test_outputs_that_were_received_are_passed_over() -> None:
-    received = Received()
-    assert received.opened(inference_pb2.Opened(position=5, stream_token="a"))
-    assert received.takes(output(5, 9).output)
-    assert not received.opened(inference_pb2.Opened(position=20, stream_token="b"))
-    assert (received.first, received.position, received.stream_token) == (5, 9, "b")
-    assert not received.takes(output(5, 9).output)
-    assert not received.takes(output(5, 7).output)
-    assert received.takes(output(9, 10).output)
+def resumption_at(tracked: Tracked, *, named: bool = True, limit_s: float = 60.0) -> Resumption:
+    log = CallLog(tracked.log, Options(types_pb2.OutputOptions()), tracked.position if named else None)
+    return Resumption(tracked, log, GoingOn(limit_s, None))
 
 
 @pytest.mark.parametrize(
@@ -103,6 +35,7 @@ def test_outputs_that_were_received_are_passed_over() -> None:
     [
         ("UNAVAILABLE", "UNAVAILABLE", True),
         ("UNAVAILABLE", "SHUTTING_DOWN", True),
+        ("UNAVAILABLE", "STORE_UNAVAILABLE", True),
         ("ABORTED", "SESSION_MOVED", True),
         ("INTERNAL", "INTERNAL", True),
         ("INTERNAL", "STEP_FAILED", False),
@@ -135,10 +68,85 @@ def test_waits_grow_to_a_bound_and_end_at_the_limit() -> None:
 @pytest.mark.parametrize(("retry_after_s", "timeout_s", "goes_on"), [(None, 5.0, True), (3.0, 5.0, True), (6.0, 5.0, False), (6.0, None, True)])
 def test_nobody_waits_beyond_a_deadline(retry_after_s: float | None, timeout_s: float | None, goes_on: bool) -> None:
     error = CellstateError("x", ErrorDetails(code="UNAVAILABLE", reason="SHUTTING_DOWN", retry_after_s=retry_after_s))
-    wait_s = Repeating(3, 60.0, timeout_s).wait_s(error)
+    wait_s = GoingOn(60.0, timeout_s).wait_s(error, 0)
     assert (wait_s is not None) is goes_on
     assert wait_s is None or wait_s >= (retry_after_s or 0.0)
 
 
-def test_a_call_without_a_position_is_not_repeated() -> None:
-    assert Repeating(None, 60.0, None).wait_s(CellstateError("x", ErrorDetails(code="UNAVAILABLE", reason="UNAVAILABLE"))) is None
+def test_a_call_that_names_its_position_is_made_again_there() -> None:
+    resumption = resumption_at(tracked_at(3))
+    resumption.log.sent(tokens(1))
+    assert resumption.wait_s(LOST) is not None
+    assert (resumption.plan().first, resumption.reference(3).acknowledged_position) == (3, 3)
+
+
+def test_a_call_that_names_none_is_made_again_only_where_nothing_of_it_can_have_been_applied() -> None:
+    resumption = resumption_at(tracked_at(3), named=False)
+    assert resumption.wait_s(LOST) is not None
+    resumption.log.sent(tokens(1))
+    assert resumption.wait_s(LOST) is None
+
+
+def test_turned_off_nothing_is_made_again() -> None:
+    assert resumption_at(tracked_at(3), limit_s=0).wait_s(LOST) is None
+
+
+def test_busy_is_waited_for_only_after_ones_own_cut() -> None:
+    resumption = resumption_at(tracked_at(3))
+    busy = SessionBusy("x", ErrorDetails(reason="SESSION_BUSY", metadata={"position": "9"}))
+    assert resumption.wait_s(busy) is None
+    assert resumption.wait_s(LOST) is not None
+    assert resumption.wait_s(busy) is not None
+
+
+def test_a_session_that_went_back_is_given_what_followed_then_the_call_is_made() -> None:
+    tracked = tracked_at(0)
+    tracked.log.safe = 0
+    for number in range(3):
+        log = CallLog(tracked.log, Options(types_pb2.OutputOptions(), emit=types_pb2.EMIT_LAST), number)
+        log.sent(tokens(number))
+        log.answered(number + 1, 1)
+    tracked.reached(3)
+    resumption = resumption_at(tracked)
+    resumption.log.sent(tokens(9))
+    assert resumption.wait_s(at(SessionRolledBack, 1)) is not None
+    (replay,) = resumption.replays()
+    opening, *chunks = replay.messages
+    assert (opening.open.emit, opening.open.target.session.acknowledged_position) == (types_pb2.EMIT_LAST, 3)
+    assert not opening.open.target.session.HasField("position")
+    assert [list(chunk.input.values.tokens.ids) for chunk in chunks] == [[1], [2]]
+    assert (chunks[0].input.position, chunks[1].input.HasField("position")) == (1, False)
+    assert resumption.plan().first == 3
+    with pytest.raises(SessionRolledBack):
+        replay.feed(inference_pb2.ManyToManyResponse(opened=inference_pb2.Opened(position=0)))
+    assert resumption.wait_s(at(SessionRolledBack, 0)) is not None
+    assert len(resumption.replays()[0].messages) == 4
+
+
+def test_where_the_log_does_not_reach_back_the_error_is_the_end_and_its_position_is_taken_over() -> None:
+    tracked = tracked_at(5)
+    resumption = resumption_at(tracked)
+    error = at(SessionRolledBack, 2)
+    assert resumption.wait_s(error) is None
+    tracked.failed(error)
+    assert tracked.reference().position == 2
+
+
+def test_a_session_further_on_than_what_was_received_needs_nothing_again() -> None:
+    """The journal in its snapshot answers."""
+    resumption = resumption_at(tracked_at(5), named=False)
+    resumption.log.sent(tokens(1))
+    assert resumption.wait_s(at(SessionRolledBack, 8)) is not None
+    assert (resumption.replays(), resumption.plan().first) == ([], 8)
+
+
+def test_a_server_that_forgot_the_oldest_chunks_is_sent_the_rest() -> None:
+    resumption = resumption_at(tracked_at(0))
+    for _ in range(4):
+        resumption.log.sent(tokens(1, 2, 3))
+    mismatch = cellstate.PositionError("x", ErrorDetails(reason="POSITION_MISMATCH", metadata={"position": "7"}))
+    assert not resumption.passes(mismatch)
+    assert resumption.wait_s(LOST) is not None
+    assert resumption.passes(mismatch)
+    assert (resumption.plan().first, len(resumption.plan().entries)) == (6, 2)
+    assert not resumption.passes(mismatch)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import cellstate
+from cellstate import _session_calls
 
 
 @pytest.fixture
@@ -146,6 +147,22 @@ def test_the_token_is_sent(server):
     assert ("authorization", "Bearer secret") in server.metadata
 
 
+def test_calls_on_a_session_tell_its_name_for_proxies_on_the_way(client, server):
+    client.models()
+    assert "cellstate-session" not in dict(server.metadata)
+    session = client.session("m", name="kept").create()
+    assert dict(server.metadata)["cellstate-session"] == "kept"
+    for call in (session.info, lambda: session.step([1.0]), lambda: session.many_to_one([1.0]), session.delete):
+        server.metadata = []
+        call()
+        assert dict(server.metadata)["cellstate-session"] == session.name
+
+
+@pytest.mark.parametrize("name", ["", "nächste", "new\nline", 129 * "a"])
+def test_a_name_that_cannot_be_metadata_is_left_to_the_server(name):
+    assert _session_calls.create_session("m", {"name": name}, None).metadata == ()
+
+
 def test_wait_until_ready(client):
     client.wait_until_ready(10)
     with cellstate.Client("localhost:1") as nobody, pytest.raises(cellstate.DeadlineExceeded):
@@ -192,7 +209,7 @@ def test_a_cut_generation_presents_its_token_next(client, server):
         assert reference.stream_token == "token"
         session.step(1.0)
         reference = server.requests[-1].target.session
-        assert (reference.position, reference.stream_token) == (2, "")
+        assert (reference.position, reference.stream_token) == (3, "")
 
 
 def test_session_handles_do_all_that_sessions_can(client, server):
@@ -232,7 +249,7 @@ def test_a_stream_carries_inputs_and_directives(client):
         stream.send("ab")
         assert stream.receive().text == "ab"
         stream.generate(max_steps=2, seed=3)
-        assert [output.text for output in stream.until_completion()] == ["g", "g"]
+        assert [output.text for output in stream.until_completion()] == ["a", "b"]
         assert stream.completion.reason == "max_steps"
         stream.acknowledge()
         stream.send("xyz")

@@ -188,7 +188,7 @@ def test_a_failed_batch_leaves_states_unchanged_and_the_next_one_runs(tokens_mod
         core.accept(resident, generating(box, 5))
     for _ in range(3):  # the chunk, as two steps and one, then one token
         core.step()
-    before = [core.read(resident) for resident in residents]
+    before = [core.slots.read(resident) for resident in residents]
     taken(core)
     program.breaks.add("advance")
     core.step()
@@ -196,7 +196,7 @@ def test_a_failed_batch_leaves_states_unchanged_and_the_next_one_runs(tokens_mod
         error = failure(taken(core, box))
         assert isinstance(error, StepFailed)
         assert error.metadata["position"] == "4"
-        after = core.read(resident)
+        after = core.slots.read(resident)
         assert (after.position, after.tail_tokens, after.tail_text) == (state.position, state.tail_tokens, state.tail_text)
         assert all(np.array_equal(after.tensors[name], state.tensors[name]) for name in state.tensors)
     assert not core.has_work
@@ -215,12 +215,12 @@ def test_a_fault_after_the_computation_leaves_states_unchanged(tokens_model: Loa
         core.accept(residents[0], consume(boxes[0], *tokens))
         core.accept(residents[1], Request(boxes[1], inputs=np.array(tokens), emit=Emit.ALL, form=Form.TOKENS))
     core.step()
-    before = [core.read(resident) for resident in residents]
+    before = [core.slots.read(resident) for resident in residents]
     program.breaks.add("head")
     core.step()
     for resident, box, state in zip(residents, boxes, before, strict=True):
         assert failure(taken(core, box)).metadata["position"] == "2"
-        after = core.read(resident)
+        after = core.slots.read(resident)
         assert after.position == state.position == 2
         assert all(np.array_equal(after.tensors[name], state.tensors[name]) for name in state.tensors)
 
@@ -291,7 +291,7 @@ def test_requests_to_a_session_that_is_gone_fail(core: EngineCore, tokens_model:
     assert not core.has_work
     assert isinstance(failure(taken(core, box)), NotFound)
     with pytest.raises(NotFound):
-        core.read(resident)
+        core.slots.read(resident)
 
 
 def test_stopping_fails_what_runs(core: EngineCore, tokens_model: LoadedModel) -> None:
@@ -329,7 +329,7 @@ def test_a_fork_goes_on_as_its_source_would(core: EngineCore, tokens_model: Load
     core.accept(source, generating(box, 20))
     for _ in range(8):
         core.step()
-    assert core.fork(source, fork) == 8
+    assert core.slots.fork(source, fork) == 8
     taken(core)
     core.accept(fork, generating(other, 13))
     run(core)
@@ -341,7 +341,7 @@ def test_a_state_read_and_given_to_another_session_goes_on_the_same(core: Engine
     source, copy = resident_of(tokens_model, 5), resident_of(tokens_model, 6)
     core.accept(source, generating(outbox(), 7))
     run(core)
-    core.acquire(copy, core.read(source))
+    core.slots.acquire(copy, core.slots.read(source))
     taken(core)
     for resident in (source, copy):
         core.accept(resident, generating(outbox(), 9))
@@ -356,7 +356,7 @@ def test_a_reset_session_is_a_new_one(core: EngineCore, tokens_model: LoadedMode
         core.accept(resident, generating(outbox(), 9))
         run(core)
         found.append([event for event in taken(core) if isinstance(event, Outputs)])
-        core.reset(resident, 5)
+        core.slots.reset(resident, 5)
         assert resident.position == 0
     assert found[0] == found[1]
 

@@ -65,10 +65,10 @@ def test_a_call_that_is_repeated_is_answered_again_and_applied_once(core: Engine
         return [consume(box, 1, 2, 3, position=0), generate(box, 5), consume(box, 4)]
 
     first = ask(core, resident, *call())
-    state = core.read(resident)
+    state = core.slots.read(resident)
     assert ask(core, resident, *call()) == first
-    assert core.read(resident).position == state.position == 9
-    assert all(np.array_equal(state.tensors[name], tensor) for name, tensor in core.read(resident).tensors.items())
+    assert core.slots.read(resident).position == state.position == 9
+    assert all(np.array_equal(state.tensors[name], tensor) for name, tensor in core.slots.read(resident).tensors.items())
 
 
 def test_other_content_at_a_position_that_was_taken_is_a_conflict(core: EngineCore, resident: Resident) -> None:
@@ -131,7 +131,7 @@ def test_without_a_position_nothing_is_kept(core: EngineCore, resident: Resident
 def test_an_old_repeat_cannot_hit_a_session_that_was_reset(core: EngineCore, resident: Resident) -> None:
     request = consume(outbox(), 1, 2, position=0)
     ask(core, resident, request)
-    core.reset(resident, 5)
+    core.slots.reset(resident, 5)
     assert resident.journal is None
     assert resident.position == 0
 
@@ -198,3 +198,16 @@ def test_a_digest_is_of_the_content_alone() -> None:
     assert digest() == digest(position=7, deadline_s=3.0, accepted_s=1.0)
     others = [digest(emit=Emit.NONE), digest(form=Form.TOKENS), digest(sampling=Sampling(0.5)), digest(log_probabilities=True)]
     assert len({digest(), *others, content_digest(consume(outbox(), 2, 1)), content_digest(consume(outbox(), 1))}) == 7
+
+
+def test_a_request_that_was_cut_before_its_first_step_is_known_once_it_was_made_again(core: EngineCore, resident: Resident) -> None:
+    def both(box: Outbox) -> list[Request]:
+        return [consume(box, 1, 2, position=0), consume(box, 3)]
+
+    cut = outbox()
+    ask(core, resident, both(cut)[0])
+    core.accept(resident, both(cut)[1])
+    core.drop(resident, cut)
+    first = ask(core, resident, *both(outbox()))
+    assert resident.position == 3
+    assert ask(core, resident, *both(outbox())) == first

@@ -192,7 +192,7 @@ def told(core: EngineCore, box: Any) -> list[tuple[int, bytes]]:
 
 
 def state_of(core: EngineCore, resident: Resident) -> tuple[Any, ...]:
-    state = core.read(resident)
+    state = core.slots.read(resident)
     return state.position, {name: array.tobytes() for name, array in state.tensors.items()}, None if state.last_output is None else state.last_output.tobytes()
 
 
@@ -240,7 +240,7 @@ class Crowd:
         resident = self.residents[number]
         if resident.slot is not None and not resident.requests:
             self.residents[number] = resident_of(self.model, self.callers[number].seed)
-            self.core.acquire(self.residents[number], self.core.read(resident))
+            self.core.slots.acquire(self.residents[number], self.core.slots.read(resident))
             self.core.release(resident)
 
     def read(self, number: int) -> None:

@@ -21,7 +21,7 @@ def test_no_label_is_chosen_by_a_caller() -> None:
     metrics = Metrics()
     labels = {label for metric in vars(metrics).values() for label in getattr(metric, "_labelnames", ())}
 
-    assert labels == {"method", "code", "model", "kind", "reason", "version", "torch"}
+    assert labels == {"method", "code", "model", "kind", "reason", "version", "torch", "operation", "how", "direction"}
 
 
 def test_step_buckets_begin_at_ten_microseconds() -> None:

@@ -18,7 +18,7 @@ WORDS = st.text(max_size=6)
 
 STATES = st.builds(
     ResidentState,
-    position=st.integers(0, 2**63),
+    position=st.integers(0, 2**62),
     seed=st.integers(0, 2**64 - 1),
     tensors=st.dictionaries(WORDS, arrays.arrays(np.float32, arrays.array_shapes(min_dims=2, max_dims=2, max_side=4), elements=FLOATS), max_size=3),
     last_output=st.none() | arrays.arrays(np.float32, st.integers(1, 5), elements=FLOATS),

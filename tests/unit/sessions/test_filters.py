@@ -10,7 +10,7 @@ from cellstate_service.sessions.filters import MAX_CHARACTERS, parse_filter
 
 
 def session(model: str = "m", *, busy: bool = False, **labels: str) -> Any:
-    return SimpleNamespace(engine=SimpleNamespace(model=SimpleNamespace(name=model)), labels=labels, call=object() if busy else None)
+    return SimpleNamespace(model=model, labels=labels, busy=busy)
 
 
 @pytest.mark.parametrize(

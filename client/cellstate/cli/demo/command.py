@@ -13,6 +13,7 @@ import typer
 from cellstate import CellstateError, Client
 from cellstate.cli.connection import TlsCa, TokenFile, connect
 from cellstate.cli.console import fail, out
+from cellstate.cli.demo.crash_act import survive
 from cellstate.cli.demo.data import DataError, DemoData, read_data
 from cellstate.cli.demo.digits_act import read_digits_aloud
 from cellstate.cli.demo.figures import Moves, scrape
@@ -48,7 +49,7 @@ def demo(
             failures = _play(stage, connect(address, token_file, tls_ca), metrics_address, shown)
         else:
             with _own_server(stage, models) as server:
-                failures = _play(stage, connect(server.address, None, None), server.metrics_address, shown)
+                failures = _play(stage, connect(server.address, None, None), server.metrics_address, shown, server)
     except (ServerError, DataError) as error:
         fail(str(error))
     stage.rule()
@@ -76,7 +77,7 @@ def _own_server(stage: Stage, models: Path) -> Iterator[ServerProcess]:
     stage.say(f"\nServer stopped in order, {stopped_s:.1f} s after SIGTERM (exit code 0)", "dim")
 
 
-def _play(stage: Stage, client: Client, metrics_address: str | None, data: DemoData) -> list[str]:
+def _play(stage: Stage, client: Client, metrics_address: str | None, data: DemoData, server: ServerProcess | None = None) -> list[str]:
     """Show all acts; return what failed. An act that fails does not keep the next from being shown."""
     with client:
         before = scrape(metrics_address) if metrics_address else {}
@@ -93,6 +94,8 @@ def _play(stage: Stage, client: Client, metrics_address: str | None, data: DemoD
         }
         if metrics_address:
             acts["metrics"] = lambda: show_moves(stage, Moves(before, scrape(metrics_address)), metrics_address)
+        if server is not None:
+            acts["a crash"] = lambda: survive(client, stage, server)
         return [name for name, act in acts.items() if not _shown(stage, name, act)]
 
 

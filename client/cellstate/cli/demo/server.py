@@ -35,15 +35,10 @@ class ServerProcess:
         self.address = f"{HOST}:{_free_port()}"
         self.metrics_address = f"{HOST}:{_free_port()}"
         self._served = False
+        self._folder = tempfile.TemporaryDirectory()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed by stop)
-        self._process = subprocess.Popen(  # noqa: S603 (our own command)
-            [sys.executable, "-m", "cellstate.cli", "serve", "--host", HOST, *self._ports(), "--models", str(models), "--log-format", "json"],
-            stdin=subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=self._log,
-            env={name: value for name, value in os.environ.items() if not name.startswith("CELLSTATE_")},
-            start_new_session=True,  # Ctrl-C reaches the demo, which then stops the server in order
-        )
+        self._models = models
+        self._process = self._start()
 
     def wait_until_serving(self) -> None:
         """Return as soon as health answers SERVING.
@@ -79,10 +74,41 @@ class ServerProcess:
         finally:
             last_lines = self._last_lines()
             self._log.close()
+            self._folder.cleanup()
         ended_while_starting = not self._served and code == -signal.SIGTERM
         if code != 0 and not ended_while_starting:
             raise ServerError(f"the server ended with exit code {code}\n{last_lines}")
         return time.monotonic() - begun
+
+    def crash(self) -> None:
+        """Kill the server as nothing can prepare for (SIGKILL), and start it again on the same ports and store."""
+        self._process.kill()
+        self._process.wait()
+        self._process = self._start()
+
+    def _start(self) -> "subprocess.Popen[bytes]":
+        return subprocess.Popen(  # noqa: S603 (our own command)
+            [
+                sys.executable,
+                "-m",
+                "cellstate.cli",
+                "serve",
+                "--host",
+                HOST,
+                *self._ports(),
+                "--models",
+                str(self._models),
+                "--set",
+                f"store.path={self._folder.name}/sessions.db",
+                "--log-format",
+                "json",
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+            env={name: value for name, value in os.environ.items() if not name.startswith("CELLSTATE_")},
+            start_new_session=True,  # Ctrl-C reaches the demo, which then stops the server in order
+        )
 
     def _ports(self) -> list[str]:
         return ["--port", self.address.rpartition(":")[2], "--metrics-port", self.metrics_address.rpartition(":")[2]]

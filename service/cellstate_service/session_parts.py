@@ -1,0 +1,141 @@
+"""The parts that keep sessions, put together from settings, and run and stopped as one."""
+
+import asyncio
+import secrets
+import socket
+
+import structlog
+
+from cellstate_service.clock import Clock
+from cellstate_service.engine.engine import Engine
+from cellstate_service.errors import CellstateError, Precondition, Reason
+from cellstate_service.observability.metrics import Metrics
+from cellstate_service.rpc.snapshot_codec import decode_snapshot, encode_snapshot
+from cellstate_service.sessions.archive import Archive
+from cellstate_service.sessions.book import SessionBook, SessionConfig
+from cellstate_service.sessions.calling import Calling
+from cellstate_service.sessions.engines import Engines
+from cellstate_service.sessions.keeper import Keeper
+from cellstate_service.sessions.lease import Lease
+from cellstate_service.sessions.manager import SessionManager
+from cellstate_service.sessions.residency import Residency, ResidencyConfig
+from cellstate_service.sessions.session import Durability
+from cellstate_service.sessions.stores.memory import MemoryStore
+from cellstate_service.sessions.stores.redis import RedisStore
+from cellstate_service.sessions.stores.sqlite import SqliteStore
+from cellstate_service.sessions.stores.store import Store, StoreError
+from cellstate_service.settings import StoreSettings
+
+SWEEPS = 10
+"""Stored sessions that have expired are struck out every so many sweeps of the resident ones."""
+_log = structlog.get_logger(__name__)
+
+
+async def open_store(settings: StoreSettings, graves: int, clock: Clock) -> Store:
+    """Return the store that the settings name, ready.
+
+    Raises:
+        ValueError: It cannot be used; the message says what to do.
+    """
+    holder = f"{socket.gethostname()[:32]}-{secrets.token_hex(6)}"
+    store: Store
+    if settings.kind == "redis" and settings.url is not None:
+        store = RedisStore(holder, settings.url.get_secret_value(), timeout_s=settings.timeout_s)
+    elif settings.kind == "sqlite":
+        store = SqliteStore(holder, settings.path, clock, graves)
+    else:
+        store = MemoryStore(holder, clock, graves=graves)
+    try:
+        await store.open(settings.lease_s)
+    except StoreError as error:
+        await store.close()
+        raise ValueError(str(error)) from error
+    return store
+
+
+async def offered_durability(store: Store, settings: StoreSettings) -> frozenset[Durability]:
+    """Return what sessions of a store can survive.
+
+    Raises:
+        ValueError: The settings' default is not among it.
+    """
+    offered = {Durability.MEMORY}
+    if settings.kind != "memory":
+        offered.add(Durability.PERIODIC)
+        if not isinstance(store, RedisStore) or await store.secures():
+            offered.add(Durability.SYNC)
+    if Durability[settings.default_durability.upper()] not in offered:
+        raise ValueError("store.durability: sync needs a Redis server that writes through to its disk: set appendonly yes and appendfsync always there")
+    return frozenset(offered)
+
+
+class Sessions:
+    """Everything that keeps sessions.
+
+    Attributes:
+        calling: Puts calls on sessions.
+        manager: Creates, reads, changes and ends sessions.
+    """
+
+    def __init__(self, engines: Engines, store: Store, config: SessionConfig, settings: StoreSettings, metrics: Metrics, clock: Clock) -> None:
+        self._store = store
+        self._persistent = config.persistent
+        book = self._book = SessionBook(config, metrics, clock)
+        archive = Archive(store, decode_snapshot, metrics)
+        self._keeper = Keeper(store, encode_snapshot, settings.checkpoint_s, metrics, clock)
+        self._residency = Residency(engines, book, self._keeper, archive, ResidencyConfig(settings.lease_s, config.persistent), metrics, clock)
+        self._lease = Lease(store, settings.lease_s, clock, book.epochs, self._suspend, self._residency.drop_lost)
+        self.calling = Calling(engines, config, book, self._keeper, self._residency, self._lease, metrics)
+        self._residency.check = self.calling.check_lease
+        self.manager = SessionManager(engines, config, book, self._keeper, self._residency, archive, clock)
+        self._sweeps = 0
+
+    async def run(self) -> None:
+        """Save what is due and renew the lease, without end."""
+        await asyncio.gather(self._keeper.run(), self._lease.run())
+
+    async def expire_due(self) -> None:
+        """End the sessions whose time has run out."""
+        self.manager.expire_due()
+        self._sweeps += 1
+        if self._sweeps % SWEEPS == 0:
+            try:
+                await self.manager.expire_stored()
+            except CellstateError as error:
+                _log.warning("stored sessions that have expired stay until the store can be written", error=error.message)
+
+    def uses(self, engine: Engine) -> bool:
+        """Whether a session or a call is on an engine."""
+        return self.calling.uses(engine) or any(session.engine is engine for session in self._book.residents())
+
+    async def leave_engine(self, engine: Engine) -> None:
+        """Have the sessions of a version that is not served any more leave, and their calls end."""
+        for session in self._book.residents():
+            if session.engine is engine:
+                if session.call is not None:
+                    text = "the version of the model that the session is on is not served any more: export it, or create another one"
+                    session.call.fail(Precondition(text, Reason.SNAPSHOT_MISMATCH))
+                    session.call = None
+                if self._persistent:
+                    await self._residency.leave(session)
+                else:
+                    self._book.end(session, Reason.SESSION_EVICTED)
+
+    def drain(self) -> None:
+        """Take no new calls and sessions; tell the calls that can go on elsewhere to do so."""
+        self.manager.drain()
+        self.calling.drain()
+
+    async def close(self) -> None:
+        """Give all sessions back to the store, which is then closed. No call may be on any."""
+        self.calling.end_all()
+        try:
+            if self._persistent:
+                await self._residency.leave_all()
+        except CellstateError as error:
+            _log.error("not all sessions could be saved: those of others' durability than MEMORY stand at their last snapshot", error=error.message)
+        self._keeper.close()
+        await self._store.close()
+
+    def _suspend(self) -> None:
+        self.calling.suspend()

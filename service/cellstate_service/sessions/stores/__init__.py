@@ -1,0 +1,1 @@
+"""Where sessions are kept beside the server's memory: one contract (`store.py`), and who keeps it."""
