@@ -133,7 +133,7 @@ class Sessions:
             if self._persistent:
                 await self._residency.leave_all()
         except CellstateError as error:
-            _log.error("not all sessions could be saved: those of others' durability than MEMORY stand at their last snapshot", error=error.message)
+            _log.error("not all sessions could be saved: what is stored of them is their last snapshot", error=error.message)
         self._keeper.close()
         await self._store.close()
 

@@ -77,7 +77,7 @@ async def start(tiny: Path, tmp_path: Path) -> AsyncIterator[Start]:
 
 async def fails(*arguments: str) -> tuple[int, str]:
     """Start a server that cannot start and return its exit code and what it said."""
-    process = await launch(*arguments)
+    process = await launch("--set", "store.kind=memory", *arguments)
     async with asyncio.timeout(60):
         output, errors = await process.communicate()
     assert not output

@@ -152,11 +152,6 @@ class Calling:
         for call in list(self._on_sessions):
             call.fail(_lapsed())
 
-    @property
-    def draining(self) -> bool:
-        """Whether new calls are refused."""
-        return self._draining
-
     def check_lease(self) -> None:
         """Raise where this server must not answer for its sessions at present.
 
