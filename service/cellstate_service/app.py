@@ -24,7 +24,7 @@ from cellstate_service.rpc.programs import ProgramDecoder
 from cellstate_service.rpc.server import Server, Servicers
 from cellstate_service.rpc.sessions import SessionServicer
 from cellstate_service.rpc.tls import server_credentials
-from cellstate_service.session_parts import Sessions, offered_durability, open_store
+from cellstate_service.session_parts import Sessions, open_store
 from cellstate_service.sessions.book import SessionConfig
 from cellstate_service.sessions.call import CallBounds
 from cellstate_service.sessions.request_cache import RequestCache
@@ -85,7 +85,7 @@ class App:
 
 
 async def start(settings: Settings, clock: Clock | None = None) -> App:
-    """Load the models, start an engine for each, and take calls.
+    """Load the models, start an engine for each, and take calls: once the store of sessions can be reached, however long that takes.
 
     Raises:
         ModelError, TokensFileError, TLSError: What the settings name cannot be used; the message says what and where.
@@ -99,9 +99,12 @@ async def start(settings: Settings, clock: Clock | None = None) -> App:
     fleet = Fleet(settings, metrics, clock)
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS_KEPT))
     await fleet.start()
-    store = await open_store(settings.store, settings.sessions.tombstones, clock)
-    config = _session_config(settings, await offered_durability(store, settings.store))
-    sessions = Sessions(fleet.engines, store, config, settings.store, metrics, clock)
+    try:
+        store, offered = await open_store(settings.store, settings.sessions.tombstones, clock)
+    except BaseException:
+        await fleet.stop()
+        raise
+    sessions = Sessions(fleet.engines, store, _session_config(settings, offered), settings.store, metrics, clock)
     servicers = Servicers(
         InferenceServicer(sessions.calling, ProgramDecoder(_input_limits(settings))),
         SessionServicer(sessions.manager, RequestCache(clock), fleet.largest_snapshot_bytes),
@@ -123,7 +126,9 @@ async def run(settings: Settings, ready: Callable[[App], None] = lambda app: Non
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     sys.setswitchinterval(SWITCH_S)
-    app = await start(settings)
+    app = await _started(settings, stopping)
+    if app is None:
+        return 0
     reloads: set[asyncio.Task[list[str]]] = set()
     loop.add_signal_handler(signal.SIGHUP, lambda: reloads.add(asyncio.ensure_future(app.fleet.reload())))
     _set_garbage_aside()
@@ -133,6 +138,20 @@ async def run(settings: Settings, ready: Callable[[App], None] = lambda app: Non
     await app.stop()
     _log.info("stopped")
     return 0
+
+
+async def _started(settings: Settings, stopping: asyncio.Event) -> App | None:
+    """Start a server; None where it is told to stop before it takes calls."""
+    starting, told = asyncio.ensure_future(start(settings)), asyncio.ensure_future(stopping.wait())
+    await asyncio.wait((starting, told), return_when=asyncio.FIRST_COMPLETED)
+    told.cancel()
+    if not starting.done():
+        starting.cancel()
+    try:
+        return await starting
+    except asyncio.CancelledError:
+        _log.info("stopped before any call was taken")
+        return None
 
 
 def _set_garbage_aside() -> None:

@@ -23,42 +23,50 @@ from cellstate_service.sessions.session import Durability
 from cellstate_service.sessions.stores.memory import MemoryStore
 from cellstate_service.sessions.stores.redis import RedisStore
 from cellstate_service.sessions.stores.sqlite import SqliteStore
-from cellstate_service.sessions.stores.store import Store, StoreError
+from cellstate_service.sessions.stores.store import Store, StoreAwayError, StoreError
 from cellstate_service.settings import StoreSettings
 
 SWEEPS = 10
 """Stored sessions that have expired are struck out every so many sweeps of the resident ones."""
+RETRY_S, TOLD_EVERY = 0.5, 20
+"""How often a store that is away is tried when a server starts, and every how many times that is told."""
 _log = structlog.get_logger(__name__)
 
 
-async def open_store(settings: StoreSettings, graves: int, clock: Clock) -> Store:
-    """Return the store that the settings name, ready.
+async def open_store(settings: StoreSettings, graves: int, clock: Clock) -> tuple[Store, frozenset[Durability]]:
+    """Return the store that the settings name, ready, and what sessions of it can survive. Where it is away, wait until it is there.
 
     Raises:
-        ValueError: It cannot be used; the message says what to do.
+        ValueError: It cannot be used, or does not offer the settings' default durability; the message says what to do.
     """
-    holder = f"{socket.gethostname()[:32]}-{secrets.token_hex(6)}"
-    store: Store
-    if settings.kind == "redis" and settings.url is not None:
-        store = RedisStore(holder, settings.url.get_secret_value(), timeout_s=settings.timeout_s)
-    elif settings.kind == "sqlite":
-        store = SqliteStore(holder, settings.path, clock, graves)
-    else:
-        store = MemoryStore(holder, clock, graves=graves)
+    store, attempts = _store(settings, graves, clock), 0
     try:
-        await store.open(settings.lease_s)
-    except StoreError as error:
+        while True:
+            try:
+                await store.open(settings.lease_s)
+                return store, await _offered(store, settings)
+            except StoreAwayError as error:
+                if attempts % TOLD_EVERY == 0:
+                    _log.warning("calls are taken as soon as the store can be reached", why=str(error))
+            attempts += 1
+            await asyncio.sleep(RETRY_S)
+    except BaseException as error:
         await store.close()
-        raise ValueError(str(error)) from error
-    return store
+        if isinstance(error, StoreError):
+            raise ValueError(str(error)) from error
+        raise
 
 
-async def offered_durability(store: Store, settings: StoreSettings) -> frozenset[Durability]:
-    """Return what sessions of a store can survive.
+def _store(settings: StoreSettings, graves: int, clock: Clock) -> Store:
+    holder = f"{socket.gethostname()[:32]}-{secrets.token_hex(6)}"
+    if settings.kind == "redis" and settings.url is not None:
+        return RedisStore(holder, settings.url.get_secret_value(), timeout_s=settings.timeout_s)
+    if settings.kind == "sqlite":
+        return SqliteStore(holder, settings.path, clock, graves)
+    return MemoryStore(holder, clock, graves=graves)
 
-    Raises:
-        ValueError: The settings' default is not among it.
-    """
+
+async def _offered(store: Store, settings: StoreSettings) -> frozenset[Durability]:
     offered = {Durability.MEMORY}
     if settings.kind != "memory":
         offered.add(Durability.PERIODIC)

@@ -56,6 +56,9 @@ class Disturber:
             await asyncio.sleep(min(left_s(), self._random.expovariate(1 / self._scenario.pause_s)))
             if left_s() > 0:
                 await getattr(self, next(self._events))()
+            for starting in [each for each in self._starting if each.done()]:
+                self._starting.discard(starting)
+                starting.result()  # a server that did not start ends the run
         await asyncio.gather(*self._starting)
 
     # -- connections
@@ -156,7 +159,7 @@ class Disturber:
 
     async def _one_of_several(self) -> Server:
         """Choose a server that callers reach and that has served for a while, where there are several while others run: at least one goes on."""
-        while self._starting and len(self._fleet.running()) < 2:
+        while any(not starting.done() for starting in self._starting) and len(self._fleet.running()) < 2:
             await asyncio.gather(*self._starting)
         running = self._fleet.running()
         reached = [server for server in running if any(door.reaches == server.port for door in self._doors)]
@@ -173,7 +176,6 @@ class Disturber:
 
         starting = asyncio.ensure_future(start())
         self._starting.add(starting)
-        starting.add_done_callback(self._starting.discard)
         if not self._fleet.running():
             await starting
 

@@ -1,10 +1,7 @@
 """Servers that share a Redis serve any session: it goes where it is called, at one place at a time, and whoever lost it lets go of it."""
 
 import asyncio
-import contextlib
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,115 +10,18 @@ import grpc.aio
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from cellstate.v1.inference_pb2 import OneToManyRequest, OneToOneRequest
+from cellstate.v1.inference_pb2 import OneToOneRequest
 from cellstate.v1.session_pb2 import (
-    DURABILITY_MEMORY,
-    DURABILITY_PERIODIC,
-    DURABILITY_SYNC,
     CreateSessionRequest,
     DeleteSessionRequest,
-    GetSessionRequest,
     ListSessionsRequest,
     Session,
 )
 from cellstate.v1.types_pb2 import OUTPUT_FORM_TOKENS
-from cellstate_service.app import start
-from cellstate_service.sessions.stores.store import Claim, Key
-from cellstate_service.settings import Settings, StoreSettings
-from tests.integration.serving import Served, ending, eventually, generating_without_end, is_free, link_models, serving
-from tests.integration.stubs import generation, many_to_one, on_session, open_many, options, refusal, text, values
-from tests.integration.surviving.wreck import checkpointed
-from tests.proxy import Proxy
+from tests.integration.serving import Served, ending, eventually, generating_without_end, is_free, serving
+from tests.integration.stubs import many_to_one, on_session, open_many, options, refusal, text, values
+from tests.integration.surviving.replicas import DURABILITIES, LEASE_S, Replicas, generated, get, names, step
 from tests.redis_server import RedisServer
-
-LEASE_S = 1.0
-DURABILITIES = (DURABILITY_MEMORY, DURABILITY_PERIODIC, DURABILITY_SYNC)
-
-
-@pytest.fixture(scope="module")
-def some(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return link_models(models, tmp_path_factory.mktemp("some"), "lstm-text", "gru-series")
-
-
-@pytest.fixture
-async def redis(tmp_path: Path) -> AsyncIterator[RedisServer]:
-    server = RedisServer(tmp_path / "redis")
-    await asyncio.to_thread(server.start)
-    yield server
-    await asyncio.to_thread(server.kill)
-
-
-class Replicas:
-    """Servers on one Redis."""
-
-    def __init__(self, models: Path, redis: RedisServer, stack: AsyncExitStack) -> None:
-        self._models = models
-        self._redis = redis
-        self._stack = stack
-
-    async def add(self, port: int | None = None, **store: Any) -> Served:
-        """Start one, that reaches Redis by a port of its own where one is given."""
-        url = self._redis.url if port is None else f"redis://127.0.0.1:{port}/0"
-        values = {"kind": "redis", "url": url, "lease_s": LEASE_S, "timeout_s": 1.0, **store}
-        return await self._stack.enter_async_context(serving(self._models, store=values))
-
-
-@pytest.fixture
-async def replicas(some: Path, redis: RedisServer) -> AsyncIterator[Replicas]:
-    async with AsyncExitStack() as stack:
-        yield Replicas(some, redis, stack)
-
-
-async def step(server: Served, name: str, **reference: Any) -> Any:
-    """Take a step and return what it gives."""
-    return (await server.stubs.inference.OneToOne(OneToOneRequest(target=on_session(name, **reference), input=text("a")))).output
-
-
-async def generated(server: Served, name: str, steps: int) -> list[int]:
-    request = OneToManyRequest(target=on_session(name), output=options(OUTPUT_FORM_TOKENS), generation=generation(steps))
-    return [token async for answer in server.stubs.inference.OneToMany(request) for token in answer.output.values.tokens.ids]
-
-
-async def names(server: Served) -> list[str]:
-    return [session.name for session in (await server.stubs.sessions.ListSessions(ListSessionsRequest())).sessions]
-
-
-def get(server: Served, name: str) -> Any:
-    return server.stubs.sessions.GetSession(GetSessionRequest(name=name))
-
-
-async def lapsed(server: Served) -> None:
-    """Wait until a server's lease has lapsed."""
-    lease = server.app.sessions._lease
-
-    async def lapses() -> bool:
-        return not lease.runs
-
-    await eventually(lapses)
-
-
-async def runs(server: Served) -> None:
-    """Wait until a server has its lease again."""
-    lease = server.app.sessions._lease
-
-    async def has() -> bool:
-        return bool(lease.runs)
-
-    await eventually(has)
-
-
-async def steps_again(server: Served, name: str) -> Any:
-    """Take a step as soon as the store can be used again."""
-    taken: list[Any] = []
-
-    async def steps() -> bool:
-        with contextlib.suppress(grpc.aio.AioRpcError):
-            taken.append(await step(server, name))
-        return bool(taken)
-
-    await eventually(steps)
-    return taken[0]
-
 
 # -- any server answers
 
@@ -275,151 +175,6 @@ async def test_sessions_of_a_server_that_stopped_are_where_they_were(replicas: R
     after = [await one.get(f"s{number}") for number in range(3)]
     assert [session.state_digest for session in after] == [session.state_digest for session in before]
     assert await one.metric("cellstate_returns_total", how="clean") == 3
-
-
-# -- leases
-
-
-async def test_without_its_lease_a_server_answers_for_no_session_and_goes_on_by_itself(replicas: Replicas, redis: RedisServer) -> None:
-    one = await replicas.add()
-    for name in ("kept", "p", "streamed"):
-        await one.create("lstm-text", name, seed=3)
-    assert await step(one, "p") == await step(one, "kept")
-    stream = await generating_without_end(one, "streamed")
-    redis.pause()
-    _, told = await ending(stream)
-    assert (told.code, told.reason) == (grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE")
-    await lapsed(one)
-    for call in (
-        one.stubs.inference.OneToOne(OneToOneRequest(target=on_session("p"), input=text("a"))),
-        get(one, "p"),
-        one.stubs.sessions.CreateSession(CreateSessionRequest(session=Session(model="lstm-text"))),
-    ):
-        told = await refusal(call)
-        assert (told.code, told.reason) == (grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE")
-        assert told.retry_s is not None
-    redis.resume()
-    await runs(one)
-    assert await step(one, "p", position=1) == await step(one, "kept")
-    assert (await one.get("streamed")).position > 0
-
-
-async def test_who_lost_a_session_while_it_was_cut_off_lets_go_of_it(replicas: Replicas, redis: RedisServer) -> None:
-    async with Proxy(redis.port) as between:
-        one, other = await replicas.add(between.port, checkpoint_s=3600), await replicas.add()
-        for name in ("kept", "s"):
-            await other.create("lstm-text", name, seed=4)
-        await one.create("lstm-text", "p", seed=4)
-        await one.create("lstm-text", "m", durability=DURABILITY_MEMORY)
-        assert await step(one, "s", position=0) == await step(other, "kept")
-        await step(one, "p")
-        between.refuse()
-        between.cut()
-        await lapsed(one)
-        # The other one takes them: "s" had been saved when it was given over, at 0; what "p" did since it was made is lost, and said to be.
-        told = await refusal(other.stubs.inference.OneToOne(OneToOneRequest(target=on_session("p"), input=text("a"))))
-        assert (told.reason, told.metadata["position"]) == ("SESSION_ROLLED_BACK", "0")
-        for position in range(3):
-            await step(other, "p", position=position)
-        assert (await refusal(get(other, "m"))).code is grpc.StatusCode.NOT_FOUND
-        between.refuse(False)
-        await runs(one)
-        assert (await one.get("p")).position == 3
-        assert (await refusal(get(one, "m"))).code is grpc.StatusCode.NOT_FOUND
-        assert await other.metric("cellstate_moves_total", direction="out") >= 1
-
-
-async def test_a_call_that_lasts_while_its_session_is_taken_is_told(replicas: Replicas, redis: RedisServer) -> None:
-    async with Proxy(redis.port) as between:
-        one, other = await replicas.add(between.port), await replicas.add()
-        await one.create("lstm-text", "s", durability=DURABILITY_SYNC, seed=4)
-        stream = one.stubs.inference.ManyToMany()
-        await stream.write(open_many(on_session("s")))
-        await stream.read()
-        between.refuse()
-        between.cut()
-        _, told = await ending(stream)
-        assert (told.code, told.reason) in {(grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE"), (grpc.StatusCode.ABORTED, "SESSION_MOVED")}
-        await step(other, "s", position=0)
-
-
-async def test_a_session_that_is_being_made_is_not_taken_for_lost(replicas: Replicas, monkeypatch: pytest.MonkeyPatch) -> None:
-    one = await replicas.add()
-    sessions = one.app.sessions
-    claim = sessions._store.claim
-
-    async def late(key: Key) -> Claim:
-        """The lease has lapsed, and is renewed while a session is made that has no claim yet."""
-        held = sessions._book.epochs()
-        sessions._residency.drop_lost({lost: held[lost] for lost in await sessions._store.lost(held)})
-        return await claim(key)
-
-    monkeypatch.setattr(sessions._store, "claim", late)
-    await one.create("lstm-text", "new")
-    monkeypatch.undo()
-    assert [session.name for session in sessions._book.residents()] == ["new"]
-    await step(one, "new", position=0)
-
-
-async def test_an_answer_that_was_lost_between_servers_costs_time_and_no_error(replicas: Replicas, monkeypatch: pytest.MonkeyPatch) -> None:
-    one, other = await replicas.add(), await replicas.add()
-    await one.create("lstm-text", "p")
-    ask = other.app.sessions._store.ask
-
-    async def unheard(holder: str, question: bytes, timeout_s: float) -> bytes | None:
-        await ask(holder, question, timeout_s)
-        await asyncio.sleep(2 * LEASE_S)
-        return None
-
-    monkeypatch.setattr(other.app.sessions._store, "ask", unheard)
-    await step(other, "p", position=0)
-
-
-async def test_a_stale_writer_is_refused(replicas: Replicas, redis: RedisServer) -> None:
-    async with Proxy(redis.port) as between:
-        one, other = await replicas.add(between.port, checkpoint_s=3600), await replicas.add(checkpoint_s=3600)
-        await one.create("lstm-text", "p", seed=4)
-        await step(one, "p")
-        await checkpointed(one)
-        for _ in range(2):
-            await step(one, "p")
-        one.app.watchers.cancel()  # it hears nothing of its lease any more, as a process that was stopped for a while
-        between.refuse()
-        between.cut()
-        await lapsed(one)
-        await step(other, "p", position=1)
-        await checkpointed(other)
-        between.refuse(False)
-        await one.app.sessions._keeper.save(one.app.sessions._book.residents())
-        assert await one.metric("cellstate_refused_epochs_total") == 1
-        assert one.app.sessions._book.residents() == []
-        assert (await other.get("p")).position == 2
-
-
-# -- Redis itself
-
-
-async def test_redis_started_again_with_its_data_takes_nothing(replicas: Replicas, redis: RedisServer) -> None:
-    one, other = await replicas.add(), await replicas.add()
-    for number, durability in enumerate(DURABILITIES):
-        await one.create("lstm-text", f"s{number}", durability=durability, seed=7)
-    await one.create("lstm-text", "kept", seed=7, durability=DURABILITY_MEMORY)
-    wanted = [await step(one, "kept") for _ in range(4)]
-    for number in range(3):
-        assert await step(one, f"s{number}") == wanted[0]
-    await asyncio.to_thread(redis.restart)
-    for number in range(3):
-        assert await steps_again(one, f"s{number}") == wanted[1]
-    for server, expected in ((other, wanted[2]), (one, wanted[3])):
-        for number in range(3):
-            assert await steps_again(server, f"s{number}") == expected
-
-
-async def test_a_server_without_its_redis_does_not_start_and_says_why(some: Path, redis: RedisServer) -> None:
-    redis.kill()
-    settings = Settings(port=0, metrics_port=None, models=some, store=StoreSettings(kind="redis", url=redis.url, timeout_s=0.3))
-    with pytest.raises(ValueError, match=f"127.0.0.1:{redis.port} cannot be reached: start it, or correct the URL"):
-        await start(settings)
 
 
 # -- expiry

@@ -11,7 +11,7 @@ from redis import exceptions
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 
-from cellstate_service.sessions.stores.store import StoreError
+from cellstate_service.sessions.stores.store import StoreAwayError, StoreError
 
 T = TypeVar("T")
 Argument = str | int | float | bytes
@@ -22,6 +22,9 @@ BATCH = 256
 USABLE = "redis://[[user]:password@]host[:port][/database], or rediss:// for TLS"
 BROKEN = (exceptions.RedisError, OSError, TimeoutError)
 """What is raised where Redis cannot be used."""
+REFUSES = (exceptions.AuthenticationError, exceptions.AuthorizationError, exceptions.NoPermissionError)
+AWAY = (exceptions.ConnectionError, exceptions.TimeoutError, TimeoutError, OSError)
+"""What is raised where it may be used later; redis-py counts what refuses among it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +119,8 @@ class RedisLink:
         text = str(error) or type(error).__name__
         if self._password:
             text = text.replace(self._password, "***")
-        return StoreError(f"the Redis server at {self._place} {_meaning(error)} ({text})")
+        kind = StoreAwayError if isinstance(error, AWAY) and not isinstance(error, REFUSES) else StoreError
+        return kind(f"the Redis server at {self._place} {_meaning(error)} ({text})")
 
     def _script(self, text: str) -> Any:
         if text not in self._scripts:
@@ -138,10 +142,7 @@ async def cancellable(answer: Awaitable[T]) -> T:
 
 
 _MEANINGS: Sequence[tuple[tuple[type[Exception], ...], str]] = (
-    (
-        (exceptions.AuthenticationError, exceptions.AuthorizationError, exceptions.NoPermissionError),
-        "refuses this server: put into the URL a user and a password that may use its keys, scripts and channels",
-    ),
+    (REFUSES, "refuses this server: put into the URL a user and a password that may use its keys, scripts and channels"),
     ((exceptions.BusyLoadingError,), "is still reading its data: it can be used when it has"),
     ((exceptions.TimeoutError, TimeoutError), "did not answer in time: see whether it is stopped, overloaded or cut off; it is tried again by itself"),
     ((exceptions.OutOfMemoryError,), "has no memory left: raise its maxmemory"),

@@ -80,6 +80,10 @@ class StoreError(Exception):
     """A store cannot do what it was asked; the message says what is wrong with it. Nothing of a batch that raised this is promised."""
 
 
+class StoreAwayError(StoreError):
+    """A store cannot be reached at present. It may be later, without a change to what this server was told."""
+
+
 class HeldError(Exception):
     """Another server, whose lease runs, holds the session.
 

@@ -13,7 +13,7 @@ from cellstate_service.errors import Reason
 from cellstate_service.sessions.stores import redis_scripts as scripts
 from cellstate_service.sessions.stores.redis import LEFT_MS, RedisStore
 from cellstate_service.sessions.stores.redis_link import Call
-from cellstate_service.sessions.stores.store import Grave, HeldError, Key, Record, Store, StoreError, Write
+from cellstate_service.sessions.stores.store import Grave, HeldError, Key, Record, Store, StoreAwayError, StoreError, Write
 from tests.redis_server import RedisServer
 from tests.unit.sessions.stores.conftest import LEASE_S
 
@@ -143,7 +143,7 @@ class TestARedisThatIsAway:
         server.pause()
         began_s = time.monotonic()
         failed = await asyncio.gather(*(store.find(KEY) for _ in range(100)), return_exceptions=True)
-        assert {type(error) for error in failed} == {StoreError}
+        assert {type(error) for error in failed} == {StoreAwayError}
         assert time.monotonic() - began_s < BOUND_S
         server.resume()
         await eventually(lambda: works(store))
