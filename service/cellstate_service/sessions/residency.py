@@ -138,10 +138,13 @@ class Residency:
     async def _bring(self, key: Key, field: str, right: Right) -> None:
         try:
             claim = await self._claim(key, field, right)
-            if claim.record is None:
+            if claim.record is None and not claim.clean:  # whoever had it is gone, and never stored it
+                await self._store.remove(key, claim.epoch, Grave(Reason.SESSION_LOST, 0))
+            elif claim.record is None:
                 await self._store.release(key, claim.epoch)
+            if claim.record is None:
                 grave = await self._store.grave(key)
-                raise self._book.missing(key.owner, key.name, field) if grave is None else gone(grave.reason, field, grave.position)
+                raise self._book.missing(key.owner, key.name, field) if grave is None else gone(grave.reason, field, grave.position or None)
             await self._enter(key, claim, claim.record, field)
         except StoreError as error:
             raise unavailable(error) from error

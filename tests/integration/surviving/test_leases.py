@@ -70,11 +70,11 @@ async def test_who_lost_a_session_while_it_was_cut_off_lets_go_of_it(replicas: R
         assert (told.reason, told.metadata["position"]) == ("SESSION_ROLLED_BACK", "0")
         for position in range(3):
             await step(other, "p", position=position)
-        assert (await refusal(get(other, "m"))).code is grpc.StatusCode.NOT_FOUND
+        assert (await refusal(get(other, "m"))).reason == "SESSION_LOST"
         between.refuse(False)
         await runs(one)
         assert (await one.get("p")).position == 3
-        assert (await refusal(get(one, "m"))).code is grpc.StatusCode.NOT_FOUND
+        assert (await refusal(get(one, "m"))).reason == "SESSION_LOST"
         assert await other.metric("cellstate_moves_total", direction="out") >= 1
 
 

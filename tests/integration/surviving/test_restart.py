@@ -210,11 +210,16 @@ async def test_a_session_that_was_stored_and_is_of_the_memory_by_now_is_lost_too
 
 async def test_a_session_of_the_memory_is_lost_with_it(models: Path, tmp_path: Path) -> None:
     async with serving(models, store=SELDOM) as server:
-        made = (await server.create("lstm-text", "", durability=DURABILITY_MEMORY)).name
-        await step(server, made)
+        names = [(await server.create("lstm-text", name, durability=DURABILITY_MEMORY)).name for name in ("", "mine")]
+        for name in names:
+            await step(server, name)
         left = await wreck(server, tmp_path)
     async with serving(models, store={"path": left}) as server:
-        assert (await gone(server, made)).reason == "SESSION_LOST"
+        for name in names:
+            told = await gone(server, name)
+            assert (told.reason, "position" in told.metadata) == ("SESSION_LOST", False)
+        assert (await gone(server, "another")).reason == "SESSION_NOT_FOUND"
+        await server.create("lstm-text", "mine")
 
 
 async def test_safe_positions_are_told_as_snapshots_are_written(models: Path, tmp_path: Path) -> None:

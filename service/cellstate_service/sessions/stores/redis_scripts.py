@@ -97,9 +97,9 @@ RELEASE = (
 redis.call('SREM', KEYS[2], KEYS[1])
 if redis.call('HEXISTS', KEYS[1], 'data') == 0 then clear() return 1 end
 redis.call('HSET', KEYS[1], 'holder', '', 'by', ARGV[2], 'number', ARGV[3], 'clean', ARGV[8])
-redis.call('PEXPIREAT', KEYS[1], ends_ms(KEYS[1], ARGV[6]))
 redis.call('SADD', KEYS[3], ARGV[5])
 lengthen(KEYS[3], ends_ms(KEYS[1], ARGV[7]))
+redis.call('PEXPIREAT', KEYS[1], ends_ms(KEYS[1], ARGV[6])) -- last: where that time has passed, the session is gone at once
 return 1
 """
 )

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cellstate_service.errors import Reason
 from cellstate_service.sessions.stores.store import StoreError
 
 SCHEMA_VERSION = 1
@@ -164,11 +165,13 @@ class SqliteFile:
             self.set_fact(name, value)
 
     def _take_over(self) -> None:
-        """The file is this server's alone: whoever held sessions in it is gone, with those it never saved.
+        """The file is this server's alone: whoever held sessions in it is gone, with those it never saved, of which that is remembered.
 
         Where the machine went down under it, commits that did not wait for the disk may be missing, claims among them: none is known to be the newest then.
         """
         boot, before = _boot(), self.fact("boot")
+        lost = "INSERT OR REPLACE INTO graves (owner, name, reason, position) SELECT owner, name, ?, 0 FROM sessions WHERE data IS NULL"
+        self.database.execute(lost, (Reason.SESSION_LOST.value,))
         self.database.execute("DELETE FROM sessions WHERE data IS NULL")
         self.database.execute("UPDATE sessions SET held = 0 WHERE held")
         if before not in ("", boot):

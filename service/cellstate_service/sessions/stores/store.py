@@ -69,7 +69,7 @@ class Grave:
 
     Attributes:
         reason: Why it is gone.
-        position: Where it stood.
+        position: Where it stood; 0 where that is not known.
     """
 
     reason: Reason

@@ -85,6 +85,7 @@ async def test_what_was_saved_is_there_after_a_restart_and_nobody_holds_it(path:
     assert await second.grave(Key("ada", "gone")) == Grave(Reason.SESSION_CLOSED, 2)
     assert await second.names("ada") == ["talk"]
     fresh = await second.claim(Key("ada", "never saved"))
+    assert await second.grave(Key("ada", "never saved")) == Grave(Reason.SESSION_LOST, 0)
     assert (fresh.record, fresh.clean) == (None, True)
     await second.close()
 

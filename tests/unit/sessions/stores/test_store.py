@@ -193,6 +193,15 @@ class TestEnds:
         await store.expire()
         assert await store.find(OTHER) is not None, "nobody else took it"
 
+    async def test_what_ran_out_while_it_was_held_can_be_given_back(self, rig: Rig, store: Store) -> None:
+        now_s = rig.now_s or time.time()
+        claim = await store.claim(KEY)
+        await store.save([Write(KEY, claim.epoch, record(9, expires_s=now_s - 10_000))], durable=False)
+        await store.release(KEY, claim.epoch)
+        await store.expire()
+        assert await store.find(KEY) is None
+        assert await store.grave(KEY) == Grave(Reason.SESSION_EXPIRED, 9)
+
 
 @pytest.mark.parametrize("rig", ["memory", "sqlite"], indirect=True)
 async def test_graves_are_remembered_up_to_a_limit(store: Store) -> None:
