@@ -59,14 +59,14 @@ class Opening:
     """A channel whose session is being brought in.
 
     Attributes:
-        following: What came for it since.
+        following: What came for it since, and whether that was inside of another message.
         task: Opens it, then takes what follows.
     """
 
     __slots__ = ("following", "task")
 
     def __init__(self) -> None:
-        self.following: deque[inference_pb2.ManyToManyRequest] = deque()
+        self.following: deque[tuple[inference_pb2.ManyToManyRequest, bool]] = deque()
         self.task: asyncio.Future[None] | None = None
 
 
@@ -135,7 +135,7 @@ class Gateway:
         if opening is None:
             await self._apply(message, inner=inner)
             return
-        opening.following.append(message)
+        opening.following.append((message, inner))
         if len(opening.following) >= MAX_FOLLOWING and opening.task is not None:
             await asyncio.wait([opening.task])
 
@@ -196,7 +196,8 @@ class Gateway:
                 _log.exception("unexpected fault in a channel", log_id=fault.metadata["log_id"])
                 await self._refuse(number, None, fault)
             while opening.following:
-                await self._apply(opening.following.popleft(), inner=True)
+                following, was_inner = opening.following.popleft()
+                await self._apply(following, inner=was_inner)
             del self._opening[number]
             if self._half_closed and (channel := self._channels.get(number)) is not None:
                 self._half_close(channel)

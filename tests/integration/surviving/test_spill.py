@@ -15,6 +15,7 @@ from cellstate.v1.session_pb2 import (
     DURABILITY_PERIODIC,
     DURABILITY_SYNC,
     CreateSessionRequest,
+    DeleteSessionRequest,
     GetSessionRequest,
     ListSessionsRequest,
     Session,
@@ -22,7 +23,7 @@ from cellstate.v1.session_pb2 import (
 from cellstate_service.settings import SessionSettings
 from tests.fake_clock import FakeClock
 from tests.integration.serving import Served, link_models, serving
-from tests.integration.stubs import on_session, open_many, refusal, text
+from tests.integration.stubs import chunk, on_session, open_many, refusal, text
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 MOST = 4
@@ -86,6 +87,32 @@ async def test_sessions_with_a_call_on_them_stay(server: Served) -> None:
         await stream.done_writing()
         assert await stream.read() is grpc.aio.EOF
     await step(server, "a11")
+
+
+async def test_steps_go_together_on_channels_whose_sessions_are_still_brought_in(server: Served) -> None:
+    names = ["c0", "c1", *(f"after-{number}" for number in range(MOST))]
+    for name in names:
+        await server.create("lstm-text", name, seed=1)
+        await step(server, name)
+    before = await server.metric("cellstate_returns_total", model="lstm-text", how="clean")
+    stream = server.stubs.inference.ManyToMany()
+    for make in (lambda number: open_many(on_session(f"c{number}", position=1)), lambda _: chunk(text("a")), lambda _: chunk(text("b"))):
+        first, second = make(0), make(1)
+        first.channel, second.channel = 1, 2
+        first.more.append(second)
+        await stream.write(first)
+    heard = {1: 0, 2: 0}
+    async with asyncio.timeout(20):
+        while min(heard.values()) < 3:
+            answer = await stream.read()
+            for part in (answer, *answer.more):
+                assert not part.HasField("failure"), part.failure
+                heard[part.channel] = max(heard[part.channel], part.output.position)
+    assert heard == {1: 3, 2: 3}
+    assert await server.metric("cellstate_returns_total", model="lstm-text", how="clean") == before + 2
+    stream.cancel()
+    for name in names:
+        await server.stubs.sessions.DeleteSession(DeleteSessionRequest(name=name))
 
 
 async def test_a_name_in_the_store_is_taken(server: Served) -> None:
