@@ -1,6 +1,7 @@
 """The connection to a Redis server: how long is waited for it, when it is tried again, and what its errors mean."""
 
 import asyncio
+import ssl
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -119,8 +120,8 @@ class RedisLink:
         text = str(error) or type(error).__name__
         if self._password:
             text = text.replace(self._password, "***")
-        kind = StoreAwayError if isinstance(error, AWAY) and not isinstance(error, REFUSES) else StoreError
-        return kind(f"the Redis server at {self._place} {_meaning(error)} ({text})")
+        away = isinstance(error, AWAY) and not isinstance(error, REFUSES) and not _is_untrusted(error)
+        return (StoreAwayError if away else StoreError)(f"the Redis server at {self._place} {_meaning(error)} ({text})")
 
     def _script(self, text: str) -> Any:
         if text not in self._scripts:
@@ -151,7 +152,13 @@ _MEANINGS: Sequence[tuple[tuple[type[Exception], ...], str]] = (
 )
 
 
+def _is_untrusted(error: Exception) -> bool:
+    return any(isinstance(each, ssl.SSLCertVerificationError) for each in (error, error.__cause__, error.__context__))
+
+
 def _meaning(error: Exception) -> str:
+    if _is_untrusted(error):
+        return "has a certificate that is not trusted: name the authority's by ?ssl_ca_certs=FILE at the URL's end"
     for kinds, meaning in _MEANINGS:
         if isinstance(error, kinds):
             return meaning
