@@ -5,11 +5,11 @@ is only logged.
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
 from cellstate._exchange import Call
-from cellstate._resume import FIRST_WAIT_S, Replay
+from cellstate._resume import FIRST_WAIT_S, GoingOn, Replay, can_go_on
 from cellstate._status import error_from_failure
 from cellstate._stream_core import StreamCore
 from cellstate._tracking import Handle
@@ -47,6 +47,7 @@ class GatewayCore:
         self.ended = False
         self.error: CellstateError | None = None
         self._resume_s = resume_s
+        self._idle = GoingOn(resume_s, timeout_s)
         self._until_s = None if timeout_s is None else time.monotonic() + timeout_s
         self._made = 0
 
@@ -93,6 +94,11 @@ class GatewayCore:
     def wait_s(self, error: CellstateError) -> float | None:
         """Return how long to wait before the stream is opened again; None where an error is its end. Channels that cannot go on are finished."""
         waits = [FIRST_WAIT_S] if self.away else []
+        if (
+            not self.away and not self.channels and not self.finishing and not self.half_closed and self._idle.possible and can_go_on(error)
+        ):  # there may be some later
+            idle_s = self._idle.wait_s(error, 0)
+            waits += [] if idle_s is None else [idle_s]
         for core in list(self.channels.values()):
             wait_s = None if self.ended else core.wait_s(error)
             if wait_s is None:
@@ -167,13 +173,20 @@ def on_channel(core: StreamCore, message: inference_pb2.ManyToManyRequest) -> in
     return message
 
 
-def step_message(core: StreamCore, value: Any) -> inference_pb2.ManyToManyRequest:
-    """Return the message that asks for one step, or for the output of a chunk's last step.
+def step_messages(inputs: Mapping[StreamCore, Any]) -> tuple[list[inference_pb2.ManyToManyRequest], dict[StreamCore, CellstateError]]:
+    """Return the messages that ask for one step on each channel, or for the output of a chunk's last step; and the errors of those where that cannot be.
 
     Raises:
-        CellstateError: The value cannot be sent, or the channel has failed.
+        TypeError, RuntimeError: What is given is no input, or a channel was closed. Then nothing is asked on any.
     """
-    return on_channel(core, core.one_step(value, Emit.LAST))
+    made: dict[StreamCore, inference_pb2.ManyToManyRequest] = {}
+    errors: dict[StreamCore, CellstateError] = {}
+    for core, value in inputs.items():
+        try:
+            made[core] = core.one_step(value, Emit.LAST)
+        except CellstateError as error:
+            errors[core] = error
+    return [on_channel(core, core.logged(message)) for core, message in made.items()], errors
 
 
 def close_message(core: StreamCore) -> inference_pb2.ManyToManyRequest:

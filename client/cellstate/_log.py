@@ -159,9 +159,10 @@ class SessionLog:
                 entry.ended(position)
             self.trim()
 
-    def clear(self) -> None:
-        """Forget all: the session is another one."""
+    def clear(self, safe: int | None) -> None:
+        """Forget all: the session is another one, of which that much is secured."""
         with self.lock:
+            self.safe = safe
             self._keep(())
 
     def since(self, position: int) -> list[Entry] | None:

@@ -17,6 +17,8 @@ from cellstate.errors import CellstateError, ErrorDetails, SessionRolledBack
 from cellstate.v1 import inference_pb2, types_pb2
 
 FIRST_WAIT_S, LONGEST_WAIT_S, GROWTH = 0.05, 2.0, 1.6
+LASTED_S = 5.0
+"""An attempt that is lost only after so long had reached a server, whether anything came of it or not: an idle stream, an upload."""
 
 # Codes by which gRPC itself tells that a stream ended on the way; a server's own error carries a reason.
 _CODES = frozenset({"UNAVAILABLE", "UNKNOWN", "INTERNAL", "CANCELLED"})
@@ -81,16 +83,19 @@ class GoingOn:
         self._until_s = None if timeout_s is None else now() + timeout_s
         self._backoff = Backoff(limit_s, now)
         self._progress = 0
+        self._made_s: float | None = None
 
     def wait_s(self, error: CellstateError, progress: int) -> float | None:
         """Return how long to wait before the call is made again; None where the time is over. `progress` grows with what came through."""
-        if progress > self._progress:
+        lasted = self._made_s is not None and self._now() - self._made_s >= LASTED_S
+        if progress > self._progress or lasted:
             self._progress = progress
             self._backoff.progressed()
         wait_s, left_s = self._backoff.next_wait_s(), self.timeout_s
         if wait_s is None:
             return None
         wait_s = max(wait_s, error.retry_after_s or 0.0)
+        self._made_s = self._now() + wait_s
         self.again = left_s is None or left_s > wait_s
         return wait_s if self.again else None
 
@@ -230,11 +235,13 @@ class Replay:
 
     Attributes:
         messages: What is sent on it, before it is half-closed.
+        timeout_s: What is left of the deadline of the call that waits for it.
     """
 
     def __init__(self, resumption: Resumption, group: list[Entry]) -> None:
         self._resumption = resumption
         self._first = group[0].first or 0
+        self.timeout_s = resumption.timeout_s
         target = inference_pb2.Target(session=resumption.reference(None))
         opening = inference_pb2.ManyToManyRequest(open=group[0].call.options.opening(target))
         self.messages = [opening, *messages(group)]

@@ -74,9 +74,12 @@ class StreamCore:
         return [self._sent(message, message.input) for message in made]
 
     def one_step(self, value: Any, emit: Emit) -> inference_pb2.ManyToManyRequest:
-        """Return the message that carries one step, of which a vector is the features."""
+        """Return the message that carries one step, of which a vector is the features. It is asked once it went through `logged`."""
         self._check_open()
-        message = _Request(input=inference_pb2.InputChunk(values=self.call.guess.to_sequence(value, one_step=True), emit=to_emit(emit)))
+        return _Request(input=inference_pb2.InputChunk(values=self.call.guess.to_sequence(value, one_step=True), emit=to_emit(emit)))
+
+    def logged(self, message: inference_pb2.ManyToManyRequest) -> inference_pb2.ManyToManyRequest:
+        """Note that an input is asked from now on, and return it."""
         return self._sent(message, message.input)
 
     def generate(self, options: DirectiveOptions) -> inference_pb2.ManyToManyRequest:
@@ -146,6 +149,8 @@ class StreamCore:
 
     def reopening(self) -> list[inference_pb2.ManyToManyRequest]:
         """Return what opens the stream again, and what is sent again."""
+        if self.resumption is None and not self.opened:  # its opening was never answered: nothing was asked on it yet
+            return [_Request(open=self.opening.open)]
         if self.resumption is None:
             raise RuntimeError("only streams on sessions go on")
         plan = self.resumption.plan()

@@ -39,7 +39,7 @@ class Tracked:
         """
         if info.uid != self.info.uid:
             self.ended()
-            self.log.clear()
+            self.log.clear(info.safe_position)
         elif info.busy or info.position < self.position:
             self.info = info
             return

@@ -67,7 +67,7 @@ class Carrier:
                     self.core.finish()
                 except grpc.RpcError as error:
                     await self._broken(to_error(error))
-        except ValueError as error:  # an answer of a newer server, that this client does not know
+        except Exception as error:  # an answer of a newer server, that this client does not know; whatever it is, nobody waits for what does not come
             self.core.finish(ServerError(str(error)))
             self._answers.cancel()
         except asyncio.CancelledError:
@@ -108,15 +108,18 @@ class Carrier:
 
     async def _take_up(self, core: StreamCore, error: CellstateError) -> None:
         """Open one channel again; the others go on meanwhile."""
-        last = await self._transport.take_up(core.call, core, error)
-        if last is not None:
-            core.finish(last)
-        if core.ended:
-            self.core.away.discard(core)
-        else:
-            self.put(*self.core.reopen(core))
-        self._tell(core)
-        self._half_close_where_due()
+        last: CellstateError | None = error
+        try:
+            last = await self._transport.take_up(core.call, core, error)
+        finally:
+            if last is not None:
+                core.finish(last)
+            if core.ended:
+                self.core.away.discard(core)
+            else:
+                self.put(*self.core.reopen(core))
+            self._tell(core)
+            self._half_close_where_due()
 
     def tell_all(self) -> None:
         """Wake all that wait."""

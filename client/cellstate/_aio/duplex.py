@@ -22,11 +22,12 @@ class Pump:
     """
 
     def __init__(self, chunks: AsyncIterable[Any] | Iterable[Any], take: Callable[[Any], None], end: Callable[[], None]) -> None:
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self._chunks = chunks
         self._take = take
         self._end = end
         self._wanted = asyncio.Event()
+        self._stopped = False
         self._task: asyncio.Task[None] | None = None
 
     def want(self) -> None:
@@ -37,6 +38,7 @@ class Pump:
 
     def stop(self) -> None:
         """Read no more."""
+        self._stopped = True
         if self._task is not None and not self._task.done() and self._task is not _current_task():
             self._task.cancel()
 
@@ -46,6 +48,10 @@ class Pump:
                 self._take(chunk)
                 await self._wanted.wait()
                 self._wanted.clear()
+        except asyncio.CancelledError as error:
+            if self._stopped:
+                raise
+            self.error = error  # the iterable's own, who waited for what was cancelled
         except Exception as error:
             self.error = error
         self._end()
@@ -116,7 +122,7 @@ class Duplex:
         return self.core.reader.completion
 
     @property
-    def failure(self) -> Exception | None:
+    def failure(self) -> BaseException | None:
         """Why it ended, where it failed."""
         return (self._pump.error if self._pump is not None else None) or self.core.error
 

@@ -8,7 +8,7 @@ from typing import Self, TypeVar, Unpack
 
 from cellstate._aio.carrier import Carrier
 from cellstate._aio.transport import Transport
-from cellstate._gateway_core import GatewayCore, on_channel, step_message
+from cellstate._gateway_core import GatewayCore, on_channel, step_messages
 from cellstate._stream_core import StreamCore
 from cellstate._tracking import Handle
 from cellstate.errors import CellstateError
@@ -142,17 +142,12 @@ class AsyncGateway:
         Returns:
             The output, or the error, of each: each channel fails or succeeds by itself. A channel that failed is closed; open another one.
         """
-        results: dict[AsyncChannel, Output | CellstateError] = {}
-        messages = []
-        for channel, value in inputs.items():
-            try:
-                messages.append(step_message(channel._core, value))
-            except CellstateError as error:
-                results[channel] = error
+        messages, errors = step_messages({channel._core: value for channel, value in inputs.items()})
         self._carrier.put(*messages)
+        results: dict[AsyncChannel, Output | CellstateError] = {}
         for channel in inputs:
-            if channel not in results:
-                results[channel] = await _output(channel)
+            error = errors.get(channel._core)
+            results[channel] = await _output(channel) if error is None else error
         return results
 
     async def finish(self) -> None:

@@ -42,6 +42,11 @@ class Transport:
             self._raw = Raw(channel)
         return self._raw
 
+    @property
+    def closed(self) -> bool:
+        """Whether the client was closed."""
+        return self._closed
+
     async def close(self) -> None:
         """Close the channel; calls that are running are cancelled."""
         self._closed = True
@@ -92,6 +97,8 @@ class Transport:
         """
         while resumable is not None and not self._closed and (wait_s := resumable.wait_s(error)) is not None:
             await asyncio.sleep(wait_s)
+            if self.closed:
+                return client_closed()
             try:
                 for replay in resumable.replays():
                     await self._replay(call, replay)
@@ -104,7 +111,7 @@ class Transport:
         return error
 
     async def _replay(self, call: Call[Any], replay: Replay) -> None:
-        answers = self.exchange(dataclasses.replace(call, method="ManyToMany", streams=True), _each(replay.messages))
+        answers = self.exchange(dataclasses.replace(call, method="ManyToMany", streams=True, timeout_s=replay.timeout_s), _each(replay.messages))
         try:
             async for response in answers:
                 replay.feed(response)

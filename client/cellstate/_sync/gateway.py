@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Self, TypeVar, Unpack
 
-from cellstate._gateway_core import GatewayCore, on_channel, step_message
+from cellstate._gateway_core import GatewayCore, on_channel, step_messages
 from cellstate._stream_core import StreamCore
 from cellstate._sync.carrier import Carrier
 from cellstate._sync.transport import Transport
@@ -137,18 +137,13 @@ class Gateway:
         Returns:
             The output, or the error, of each: each channel fails or succeeds by itself. A channel that failed is closed; open another one.
         """
-        results: dict[Channel, Output | CellstateError] = {}
-        messages = []
         with self._carrier.writing:
-            for channel, value in inputs.items():
-                try:
-                    messages.append(step_message(channel._core, value))
-                except CellstateError as error:
-                    results[channel] = error
+            messages, errors = step_messages({channel._core: value for channel, value in inputs.items()})
             self._carrier.put(*messages)
+        results: dict[Channel, Output | CellstateError] = {}
         for channel in inputs:
-            if channel not in results:
-                results[channel] = _output(channel)
+            error = errors.get(channel._core)
+            results[channel] = _output(channel) if error is None else error
         return results
 
     def finish(self) -> None:

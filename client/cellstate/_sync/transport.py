@@ -84,7 +84,7 @@ class Transport:
             wait: Waits for seconds; True where the caller ended the call meanwhile.
         """
         while resumable is not None and not self._closed and (wait_s := resumable.wait_s(error)) is not None:
-            if wait(wait_s):
+            if wait(wait_s) or self._closed:
                 return error
             try:
                 for replay in resumable.replays():
@@ -98,7 +98,7 @@ class Transport:
         return error
 
     def _replay(self, call: Call[Any], replay: Replay) -> None:
-        answers = self.exchange(dataclasses.replace(call, method="ManyToMany", streams=True), iter(replay.messages))
+        answers = self.exchange(dataclasses.replace(call, method="ManyToMany", streams=True, timeout_s=replay.timeout_s), iter(replay.messages))
         try:
             for response in answers:
                 replay.feed(response)

@@ -21,7 +21,7 @@ from cellstate_service.rpc.interceptor import CallContext
 from cellstate_service.rpc.parts import Parts
 from cellstate_service.rpc.programs import ProgramDecoder
 from cellstate_service.rpc.status import failure, unexpected
-from cellstate_service.sessions.calling import Calling
+from cellstate_service.sessions.calling import Calling, stopping
 
 MAX_WAITING_FAILURES = 1024
 MAX_FOLLOWING = 1024
@@ -91,9 +91,11 @@ class Gateway:
 
         Raises:
             InvalidInput: A message cannot be read at all, so that nobody knows whose it was.
+            Unavailable: The server stops, and no channel is left: whoever wants to go on is to open another stream, which reaches another server.
         """
         pump = asyncio.ensure_future(self._pump(first, requests))
         pump.add_done_callback(lambda _: self._wake())
+        self._calling.on_drain.add(self._wake)
         try:
             while not (pump.done() and pump.exception()):
                 response = self._gather()
@@ -101,10 +103,13 @@ class Gateway:
                     await self._context.write(response)
                 elif pump.done() and not self._channels and not self._opening:
                     break
+                elif self._calling.draining and not self._channels and not self._opening:
+                    raise stopping()
                 else:
                     await self._something()
             pump.result()
         finally:
+            self._calling.on_drain.discard(self._wake)
             await self._end(pump)
 
     # -- reading

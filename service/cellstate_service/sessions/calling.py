@@ -2,7 +2,7 @@
 
 import secrets
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from cellstate_service.engine.engine import Engine
@@ -45,6 +45,8 @@ class Calling:
 
     Attributes:
         admission: Refuses calls where the machine is busy.
+        draining: New calls are refused.
+        on_drain: What is called when that begins.
     """
 
     def __init__(
@@ -60,7 +62,8 @@ class Calling:
         self.admission = Admission(config.max_calls, config.max_wait_s)
         self._on_sessions: dict[Call, CallTarget] = {}
         self._open: Counter[Engine] = Counter()
-        self._draining = False
+        self.draining = False
+        self.on_drain: set[Callable[[], None]] = set()
 
     def is_near(self, owner: str, name: str) -> bool:
         """Whether a call can be opened without waiting for the store: on no session, or on a resident one."""
@@ -72,7 +75,7 @@ class Calling:
         Raises:
             NotFound, Precondition, Exhausted, Unavailable: As the contract says of every call.
         """
-        if self._draining:
+        if self.draining:
             raise stopping()
         if not target.name:
             engine = engine_of(self._engines, target.model, f"{field}.model")
@@ -138,9 +141,11 @@ class Calling:
 
     def drain(self) -> None:
         """Refuse new calls from now on, and tell those to go on elsewhere that can."""
-        self._draining = True
+        self.draining = True
         for call in [call for call, target in self._on_sessions.items() if target.goes_on]:
             call.fail(stopping())
+        for told in list(self.on_drain):
+            told()
 
     def end_all(self) -> None:
         """End the calls on sessions that are left."""

@@ -1,7 +1,14 @@
 """One stream of many sessions, without its sockets."""
 
-from cellstate._gateway_core import GatewayCore
+import pytest
+
+from cellstate import SessionInfo
+from cellstate._gateway_core import GatewayCore, step_messages
 from cellstate._status import error_from_status
+from cellstate._tracking import Handle, Tracked
+from cellstate.v1 import inference_pb2
+
+_Response = inference_pb2.ManyToManyResponse
 
 
 def test_a_stream_that_breaks_once_all_was_answered_has_come_to_its_end() -> None:
@@ -17,3 +24,35 @@ def test_a_stream_that_breaks_before_has_failed() -> None:
     core, error = GatewayCore(None, 10.0), error_from_status(14, "Socket closed")
     core.finish(error)
     assert core.error is error
+
+
+def test_a_stream_without_channels_is_opened_again_for_those_to_come_until_the_limit() -> None:
+    error = error_from_status(14, "Socket closed")
+    assert GatewayCore(None, 10.0).wait_s(error) is not None
+    assert GatewayCore(None, 0.0).wait_s(error) is None
+    finishing = GatewayCore(None, 10.0)
+    finishing.finishing = True
+    assert finishing.wait_s(error) is None
+
+
+def test_a_channel_on_a_model_that_came_while_the_stream_was_away_is_opened_on_the_next() -> None:
+    core = GatewayCore(None, 10.0)
+    assert core.wait_s(error_from_status(14, "Socket closed")) is not None
+    channel, _ = core.open("m", {})
+    (again,) = core.reopenings()
+    assert (again.channel, again.open.target.model) == (channel.number, "m")
+
+
+def test_where_one_input_of_a_step_is_none_nothing_is_asked_on_any_channel() -> None:
+    core = GatewayCore(None, 10.0)
+    session = Handle()
+    session._tracked = Tracked(SessionInfo(name="s", uid="u", model="m", position=2))
+    whole, _ = core.open(session, {})
+    other, _ = core.open("m", {})
+    assert list(core.feed(_Response(channel=whole.number, opened=inference_pb2.Opened(position=2)))) == [whole]
+    with pytest.raises(TypeError):
+        step_messages({whole: [1.0], other: object()})
+    assert [message.HasField("input") for message in whole.reopening()] == [False]
+    messages, errors = step_messages({whole: [1.0], other: [2.0]})
+    assert (len(messages), errors) == (2, {})
+    assert [message.HasField("input") for message in whole.reopening()] == [False, True]

@@ -150,3 +150,42 @@ def test_a_server_that_forgot_the_oldest_chunks_is_sent_the_rest() -> None:
     assert resumption.passes(mismatch)
     assert (resumption.plan().first, len(resumption.plan().entries)) == (6, 2)
     assert not resumption.passes(mismatch)
+
+
+def test_a_connection_that_lasted_is_progress_whether_anything_came_of_it_or_not() -> None:
+    now = [0.0]
+    going_on = GoingOn(10.0, None, lambda: now[0])
+    for hours in range(3):
+        now[0] = 3600.0 * hours
+        assert going_on.wait_s(LOST, 0) is not None
+    began_s = now[0]
+    while (wait_s := going_on.wait_s(LOST, 0)) is not None:
+        now[0] += wait_s
+    assert 10.0 <= now[0] - began_s < 10.0 + LONGEST_WAIT_S, "attempts that are lost at once are none"
+
+
+def test_what_is_given_again_keeps_to_the_deadline_of_the_call_that_waits_for_it() -> None:
+    tracked = tracked_at(0)
+    tracked.log.safe = 0
+    before = CallLog(tracked.log, Options(types_pb2.OutputOptions()), 0)
+    before.sent(tokens(1))
+    before.answered(1, 1)
+    log = CallLog(tracked.log, Options(types_pb2.OutputOptions()), 1)
+    log.sent(tokens(2))
+    resumption = Resumption(tracked, log, GoingOn(60.0, 5.0))
+    assert resumption.wait_s(at(SessionRolledBack, 0)) is not None
+    (replay,) = resumption.replays()
+    assert replay.timeout_s is not None
+    assert 4.0 < replay.timeout_s <= 5.0
+
+
+def test_of_a_session_that_was_reset_nothing_is_secured_but_what_is_told() -> None:
+    tracked = Tracked(cellstate.SessionInfo(name="s", uid="u", model="m", position=50, safe_position=50))
+    tracked.replaced(cellstate.SessionInfo(name="s", uid="v", model="m", position=0, safe_position=0))
+    log = CallLog(tracked.log, Options(types_pb2.OutputOptions()), 0)
+    log.sent(tokens(1))
+    log.answered(1, 1)
+    tracked.reached(1)
+    following = CallLog(tracked.log, Options(types_pb2.OutputOptions()), 1)
+    following.sent(tokens(2))
+    assert Resumption(tracked, following, GoingOn(60.0, None)).wait_s(at(SessionRolledBack, 0)) is not None, "the first step is given again"
