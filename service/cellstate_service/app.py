@@ -24,7 +24,7 @@ from cellstate_service.rpc.programs import ProgramDecoder
 from cellstate_service.rpc.server import Server, Servicers
 from cellstate_service.rpc.sessions import SessionServicer
 from cellstate_service.rpc.tls import server_credentials
-from cellstate_service.session_parts import Sessions, open_store
+from cellstate_service.session_parts import Sessions, open_store, without_end
 from cellstate_service.sessions.book import SessionConfig
 from cellstate_service.sessions.call import CallBounds
 from cellstate_service.sessions.request_cache import RequestCache
@@ -115,7 +115,7 @@ async def start(settings: Settings, clock: Clock | None = None) -> App:
     if settings.metrics_port is not None:
         exposition = Exposition(metrics.registry, settings.metrics_listen_host, settings.metrics_port)
     await server.serve()
-    watchers = asyncio.gather(_sweep(sessions, fleet, server), _measure_lag(sessions), sessions.run())
+    watchers = asyncio.gather(without_end(lambda: _sweep(sessions, fleet, server)), without_end(lambda: _measure_lag(sessions)), sessions.run())
     return App(settings, fleet, sessions, server, exposition, watchers)
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 import socket
+from collections.abc import Awaitable, Callable
 
 import structlog
 
@@ -19,7 +20,7 @@ from cellstate_service.sessions.keeper import Keeper
 from cellstate_service.sessions.lease import Lease
 from cellstate_service.sessions.manager import SessionManager
 from cellstate_service.sessions.residency import Residency, ResidencyConfig
-from cellstate_service.sessions.session import Durability
+from cellstate_service.sessions.session import Durability, Session
 from cellstate_service.sessions.stores.memory import MemoryStore
 from cellstate_service.sessions.stores.redis import RedisStore
 from cellstate_service.sessions.stores.sqlite import SqliteStore
@@ -77,6 +78,16 @@ async def _offered(store: Store, settings: StoreSettings) -> frozenset[Durabilit
     return frozenset(offered)
 
 
+async def without_end(work: Callable[[], Awaitable[None]]) -> None:
+    """Do what has no end; where it fails all the same, that is logged, and it begins again."""
+    while True:
+        try:
+            await work()
+        except Exception:
+            _log.exception("what goes on beside calls has failed, and begins again")
+        await asyncio.sleep(RETRY_S)
+
+
 class Sessions:
     """Everything that keeps sessions.
 
@@ -97,10 +108,12 @@ class Sessions:
         self._residency.check = self.calling.check_lease
         self.manager = SessionManager(engines, config, book, self._keeper, self._residency, archive, clock)
         self._sweeps = 0
+        self._renewing: asyncio.Future[None] | None = None
 
     async def run(self) -> None:
-        """Save what is due and renew the lease, without end."""
-        await asyncio.gather(self._keeper.run(), self._lease.run())
+        """Save what is due, without end; and renew the lease, until `close`."""
+        self._renewing = asyncio.ensure_future(without_end(self._lease.run))
+        await without_end(self._keeper.run)
 
     async def expire_due(self) -> None:
         """End the sessions whose time has run out."""
@@ -125,9 +138,15 @@ class Sessions:
                     session.call.fail(Precondition(text, Reason.SNAPSHOT_MISMATCH))
                     session.call = None
                 if self._persistent:
-                    await self._residency.leave(session)
+                    await self._leave(session)
                 else:
                     self._book.end(session, Reason.SESSION_EVICTED)
+
+    async def _leave(self, session: Session) -> None:
+        try:
+            await self._residency.leave(session)
+        except CellstateError as error:
+            _log.warning("a session on a version that is not served any more stays until it can be saved", session=session.name, error=error.message)
 
     def drain(self) -> None:
         """Take no new calls and sessions; tell the calls that can go on elsewhere to do so."""
@@ -142,6 +161,9 @@ class Sessions:
                 await self._residency.leave_all()
         except CellstateError as error:
             _log.error("not all sessions could be saved: what is stored of them is their last snapshot", error=error.message)
+        if self._renewing is not None:
+            self._renewing.cancel()
+            await asyncio.gather(self._renewing, return_exceptions=True)
         self._keeper.close()
         await self._store.close()
 

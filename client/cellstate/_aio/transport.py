@@ -239,6 +239,11 @@ def client_closed() -> CellstateError:
     return error_from_status(1, "the client was closed")
 
 
+def lost_call() -> CellstateError:
+    """Make the error of a call that grpc says was cancelled though nobody here did: its connection went as it began."""
+    return error_from_status(1, "the call was cancelled on the way")
+
+
 def to_error(error: grpc.RpcError) -> CellstateError:
     """Make the typed error of a call that failed."""
     with contextlib.suppress(AttributeError):

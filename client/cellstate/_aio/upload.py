@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 
 from cellstate._aio.duplex import Pump, requests
-from cellstate._aio.transport import Transport, being_cancelled, to_error
+from cellstate._aio.transport import Transport, being_cancelled, lost_call, to_error
 from cellstate._exchange import Call
 from cellstate._upload_core import UploadCore
 from cellstate.errors import CellstateError
@@ -58,8 +58,9 @@ class Upload:
         except grpc.RpcError as raised:
             error = to_error(raised)
         except asyncio.CancelledError:
-            if self._pump.error is None or being_cancelled():
+            if being_cancelled() or (self._pump.error is None and self._transport.closed):
                 raise
+            error = lost_call()
         if self._pump.error is not None:
             raise self._core.call.cut(self._pump.error) from None
         return error

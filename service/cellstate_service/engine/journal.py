@@ -142,10 +142,11 @@ class Journal:
             Aborted: The position was taken with other content.
             Precondition: It is too long ago.
         """
-        found = next((entry for entry in self._entries if entry.first == position and entry.digest == digest), None)
+        same = [entry for entry in reversed(self._entries) if entry.first == position and entry.digest == digest]  # one may have been stopped at once
+        found = next((entry for entry in same if entry.position == request.end_position), same[0] if same else None)
         if found is None and any(entry.first <= position < entry.position for entry in self._entries):
             raise _conflict(position, present, "another request took it")
-        if found is not None and found.finished is None and found is not self._entries[-1]:
+        if found is not None and found.finished is None and (found is not self._entries[-1] or found.position != present):
             raise _conflict(position, present, "the session went on from the middle of it")
         if found is not None and found.forgotten <= max(found.first, self.acknowledged):
             self._of_another_call(request)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from cellstate_service.engine.journal import Journal
 from cellstate_service.engine.resident import TAIL_TOKENS, Resident, ResidentState
 from cellstate_service.engine.state_pool import StatePool
-from cellstate_service.errors import NotFound, Reason
+from cellstate_service.errors import NotFound, Precondition, Reason
 from cellstate_service.observability.metrics import ModelMetrics
 
 
@@ -76,7 +76,13 @@ class Slots:
         return other.position
 
     def reset(self, resident: Resident, seed: int) -> None:
-        """Put a session back to the initial state."""
+        """Put a session back to the initial state.
+
+        Raises:
+            Precondition: SESSION_BUSY: something is asked of it.
+        """
+        if resident.requests:
+            raise Precondition("a call is on the session: end it first", Reason.SESSION_BUSY, field="name")
         if resident.slot is not None:
             self._pool.clear(resident.slot)
         resident.position, resident.seed, resident.has_output, resident.rolled_back = 0, seed, False, False

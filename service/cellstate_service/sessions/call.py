@@ -103,7 +103,7 @@ class Call:
 
     def acknowledge(self, position: int, *, running: bool = True) -> None:
         """Take in up to where the caller has all outputs: what lies before need not be kept to be answered again."""
-        if self.session is not None:
+        if self.session is not None and not self._failing:  # what the session keeps may be another call's by now
             self._acknowledges = self._acknowledges or running
             self.engine.acknowledge(self._resident, position, running=running)
 
@@ -141,7 +141,7 @@ class Call:
     def half_close(self) -> None:
         """Say that nothing more will be handed over: once all is answered, `next` returns None."""
         self._half_closed = True
-        if self._acknowledges:
+        if self._acknowledges and not self._failing:
             self.engine.acknowledged_last(self._resident)
         self.outbox.wake()
 

@@ -107,6 +107,8 @@ class Calling:
             raise _moved() if gone.reason is Reason.SESSION_NOT_FOUND else gone
         check_uid(session, target.uid, f"{field}.session.uid")
         self.check_lease()
+        if self._residency.moves(session.key):
+            raise _moved()
         self._supersede(session, target, field)
         self._book.used(session)
         session.call = call
@@ -188,7 +190,7 @@ def check_uid(session: Session, uid: str, field: str) -> None:
 
 
 def _moved() -> CellstateError:
-    return Aborted("another server has taken the session meanwhile: call again", Reason.SESSION_MOVED)
+    return Aborted("the session was taken by another server, or is being moved or reset, meanwhile: call again", Reason.SESSION_MOVED)
 
 
 def stopping() -> CellstateError:

@@ -30,7 +30,7 @@ Encode = Callable[[Snapshot], bytes]
 _log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Secured:
     """A call whose outputs wait until its session is saved.
 
@@ -67,7 +67,7 @@ class Keeper:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="keeper")
         self._saving = asyncio.Lock()
         self._touched: dict[Session, None] = {}
-        self._waiting: dict[Session, Secured] = {}
+        self._waiting: dict[Secured, Session] = {}
         self._arrived = asyncio.Event()
 
     def touch(self, session: Session) -> None:
@@ -77,7 +77,7 @@ class Keeper:
 
     def secure(self, session: Session, call: Secured) -> None:
         """Save a session as soon as may be, and tell the call that waits for it."""
-        self._waiting[session] = call
+        self._waiting[call] = session
         self._arrived.set()
 
     async def save(self, sessions: Sequence[Session], *, durable: bool = False) -> None:
@@ -159,13 +159,13 @@ class Keeper:
             self._arrived.clear()
             waiting, self._waiting = self._waiting, {}
             try:
-                await self._save(list(waiting), durable=True)
+                await self._save(list(dict.fromkeys(waiting.values())), durable=True)
             except Exception as error:
                 _log.warning("outputs could not be secured", error=str(error), exc_info=not isinstance(error, StoreError))
-                for call in waiting.values():
+                for call in waiting:
                     call.fail(unavailable(error))
                 continue
-            for session, call in waiting.items():
+            for call, session in waiting.items():
                 if session.resident.closed or session.saved is None:
                     call.fail(gone(Reason.SESSION_CLOSED))
                 else:

@@ -164,6 +164,9 @@ class SessionManager:
             self._check_durability(change.durability)
             if change.labels is not None:
                 check_labels(change.labels)
+            if change.durability is Durability.SYNC and session.durability is not Durability.SYNC and session.call is not None:
+                text = "session.durability: a call is on the session, whose outputs are not held until they are stored: end it first"
+                raise Precondition(text, Reason.SESSION_BUSY, field="session.durability")
             expiry = None if change.expiration is None else self._book.expiry(change.expiration)
             before = (session.expires_s, session.idle_ttl_s, session.durability, session.labels)
             self._book.used(session)
@@ -171,6 +174,7 @@ class SessionManager:
                 session.expires_s, session.idle_ttl_s = expiry
                 self._book.watch(session)
             session.durability = change.durability or session.durability
+            self._keeper.touch(session)
             session.labels = session.labels if change.labels is None else dict(change.labels)
             try:
                 await self._save(session, stored=before[2] is not Durability.MEMORY)
@@ -206,7 +210,9 @@ class SessionManager:
         Raises:
             NotFound, Precondition, Unavailable: As the contract says of ResetSession.
         """
-        async with self._held(owner, name) as session:
+        async with self._held(owner, name) as session, self._residency.alone(session.key):
+            if self._book.find(owner, name) is not session:
+                raise lost()
             if new_uid and session.uid == new_uid:
                 return session
             check_uid(session, uid, "uid")

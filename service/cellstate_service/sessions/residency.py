@@ -6,8 +6,9 @@ Whatever moves a session in or out is done once at a time for each name; whoever
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import structlog
 
@@ -98,9 +99,11 @@ class Residency:
                 self.check()
                 return session
             else:
-                async with self.alone(key):
-                    if self._book.find(owner, name) is None:
-                        await self._bring(key, field, right or Right())
+                await self._to_the_end(self._bring_alone(key, field, right or Right()))
+
+    def moves(self, key: Key) -> bool:
+        """Whether the session of a name is being brought in, taken out or put back to its beginning: no call may begin on it meanwhile."""
+        return key in self._moving
 
     @contextlib.asynccontextmanager
     async def alone(self, key: Key) -> AsyncIterator[None]:
@@ -134,6 +137,23 @@ class Residency:
         while self._config.spills and self._book.is_full(model) and (session := self._book.least_recent(model)) is not None:
             await self.leave(session)
             self._metrics.spills_total.labels(model).inc()
+
+    async def _bring_alone(self, key: Key, field: str, right: Right) -> None:
+        async with self.alone(key):
+            if self._book.find(key.owner, key.name) is None:
+                await self._bring(key, field, right)
+
+    async def _to_the_end(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do what is not to be left half done where whoever waits for it is cancelled: a claim that nobody knows of."""
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        await asyncio.shield(task)
+
+    def _ended(self, task: "asyncio.Future[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # told to whoever still waits
 
     async def _bring(self, key: Key, field: str, right: Right) -> None:
         try:
@@ -203,19 +223,27 @@ class Residency:
     # -- out
 
     async def leave(self, session: Session) -> None:
-        """Save a session and give it back in the store; it is not resident any more. To stay where it is used meanwhile, or cannot be saved."""
+        """Save a session and give it back in the store; it is not resident any more. It stays where it is used meanwhile, or cannot be saved."""
+        await self._to_the_end(self._leave_alone(session))
+
+    async def _leave_alone(self, session: Session) -> None:
         async with self.alone(session.key):
             if self._book.find(session.owner, session.name) is session and session.is_idle:
                 await self._leave([session])
 
     async def leave_all(self, most: int = AT_ONCE) -> None:
-        """Save all sessions and give them back: the server stops. No call is on any of them."""
-        residents = self._book.residents()
+        """Save all sessions and give them back: the server stops. No call is on any of them. Where some cannot be, the others are all the same."""
+        residents, failed = self._book.residents(), None
         for first in range(0, len(residents), most):
             async with contextlib.AsyncExitStack() as stack:
                 for session in residents[first : first + most]:
                     await stack.enter_async_context(self.alone(session.key))
-                await self._leave([session for session in residents[first : first + most] if self._book.find(session.owner, session.name) is session])
+                try:
+                    await self._leave([session for session in residents[first : first + most] if self._book.find(session.owner, session.name) is session])
+                except CellstateError as error:
+                    failed = error
+        if failed is not None:
+            raise failed
 
     async def _leave(self, sessions: list[Session]) -> None:
         await self._keeper.save(sessions)

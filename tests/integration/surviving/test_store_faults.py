@@ -23,6 +23,7 @@ from cellstate.v1.session_pb2 import (
     Session,
 )
 from cellstate_service.app import start
+from cellstate_service.sessions.keeper import Secured
 from cellstate_service.settings import Settings, StoreSettings
 from tests.integration.serving import Served, eventually, serving
 from tests.integration.stubs import on_session, refusal, text
@@ -146,3 +147,21 @@ async def test_two_servers_do_not_share_a_file(models: Path, tmp_path: Path) -> 
     async with serving(models, store={"path": path}):
         with pytest.raises(ValueError, match="another server"):
             await start(Settings(port=0, metrics_port=None, models=models, store=StoreSettings(path=path)))
+
+
+async def test_every_call_that_waits_for_one_save_is_told(models: Path) -> None:
+    """One that was superseded while it waited, too: else its caller would wait without end."""
+    async with serving(models, store={"checkpoint_s": 3600.0}) as server:
+        await server.create("lstm-text", "s", seed=1, durability=DURABILITY_SYNC)
+        await step(server, "s")
+        sessions = server.app.sessions
+        session = sessions._book.find("", "s") or sessions._book.residents()[0]
+        told: list[tuple[str, object]] = []
+        for who in ("old", "new"):
+            sessions._keeper.secure(session, Secured(lambda position, who=who: told.append((who, position)), lambda error, who=who: told.append((who, error))))
+
+        async def both() -> bool:
+            return len(told) == 2
+
+        await eventually(both)
+        assert told == [("old", 1), ("new", 1)]

@@ -211,3 +211,38 @@ def test_a_request_that_was_cut_before_its_first_step_is_known_once_it_was_made_
     first = ask(core, resident, *both(outbox()))
     assert resident.position == 3
     assert ask(core, resident, *both(outbox())) == first
+
+
+class TestWhatIsKnownOfARequest:
+    def cut(self, position: int) -> tuple[journal.Journal, Request]:
+        """A journal whose only request was cut at a position."""
+        made, request = journal.Journal(), generate(outbox(), 100, 0)
+        made.begin(request, b"d", 0)
+        made.moved(request, position)
+        return made, request
+
+    def test_one_that_was_cut_goes_on_where_it_was_cut_only(self) -> None:
+        made, request = self.cut(7)
+        assert made.again(request, b"d", 0, 7).position == 7
+        with pytest.raises(Aborted) as caught:  # another caller, that names no positions, moved the session meanwhile
+            made.again(request, b"d", 0, 10)
+        assert caught.value.reason is Reason.POSITION_CONFLICT
+
+    def test_of_two_with_the_same_content_the_newest_is_meant_unless_the_end_says_otherwise(self) -> None:
+        made, box = journal.Journal(), outbox()
+        stopped, whole = generate(box, 10, 3), generate(box, 10, 3)
+        for request, end in ((stopped, 3), (whole, 13)):
+            made.begin(request, b"d", 3)
+            made.moved(request, end)
+            made.finish(Finished(Finish.STOP_DIRECTIVE if end == 3 else Finish.MAX_STEPS, end, 0, end - 3, None, 1, 0.0, 0.0, Emit.NONE, generates=True))
+        assert made.again(generate(box, 10, 3), b"d", 3, 13).position == 13
+        again = generate(box, 10, 3)
+        again.end_position = 3
+        assert made.again(again, b"d", 3, 13).position == 3
+
+
+def test_what_something_is_asked_of_is_not_put_back(core: EngineCore, resident: Resident) -> None:
+    core.accept(resident, generate(outbox(), 5))
+    with pytest.raises(Precondition) as caught:
+        core.slots.reset(resident, 1)
+    assert caught.value.reason is Reason.SESSION_BUSY
