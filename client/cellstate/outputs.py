@@ -104,7 +104,7 @@ class Completion:
         seed: Seed that the draws used: given again, with the same inputs, it gives the same outputs. None for numeric models.
         queue_wait_s: Seconds from acceptance to the first step.
         run_s: Seconds from the first step to the end of the last.
-        safe_position: Newest position that the session's durability has secured; None while the server keeps no anchors.
+        safe_position: Newest position that the session's durability has secured; None where whatever is answered is secured.
     """
 
     reason: FinishReason
