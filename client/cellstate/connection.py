@@ -2,8 +2,8 @@
 
 The service config (`service_config.json`, shipped with the package, usable by clients in any language) lets gRPC repeat reads that found no server:
 `GetModel`, `ListModels`, `GetSession` and `ListSessions`, and only on UNAVAILABLE. What the library itself repeats is in `_resume.py` and `_repeat.py`.
-Calls do not wait for a server that is not there (`waitForReady` is off, so that a wrong address fails at once); `wait_until_ready` is the one that waits. Calls on
-sessions are another matter: where the connection is lost, the server drains or dies and comes again, or the session moves, they go on where they were
+Calls do not wait for a server that is not there (`waitForReady` is off, so that a wrong address fails at once); `wait_until_ready` is the one that waits.
+Calls on sessions are another matter: where the connection is lost, the server drains or dies and comes again, or the session moves, they go on where they were
 (`_resume.py`): no step counts twice, no output is lost.
 """
 

@@ -131,9 +131,9 @@ class Server:
         try:
             async with asyncio.timeout(2.0):
                 reader, writer = await asyncio.open_connection("127.0.0.1", self.metrics_port)
-                writer.write(b"GET /metrics HTTP/1.0\r\n\r\n")
-                page = (await reader.read()).decode()
-                writer.close()
+                with contextlib.closing(writer):
+                    writer.write(b"GET /metrics HTTP/1.0\r\n\r\n")
+                    page = (await reader.read()).decode()
         except (OSError, TimeoutError):
             return {}
         sums: dict[str, float] = {}
@@ -184,9 +184,9 @@ class Redis:
     async def _answers(self) -> bool:
         try:
             reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-            writer.write(b"PING\r\n")
-            answer = await reader.readline()
-            writer.close()
+            with contextlib.closing(writer):
+                writer.write(b"PING\r\n")
+                answer = await reader.readline()
         except OSError:
             return False
         return answer == b"+PONG\r\n"
