@@ -94,9 +94,7 @@ class GatewayCore:
     def wait_s(self, error: CellstateError) -> float | None:
         """Return how long to wait before the stream is opened again; None where an error is its end. Channels that cannot go on are finished."""
         waits = [FIRST_WAIT_S] if self.away else []
-        if (
-            not self.away and not self.channels and not self.finishing and not self.half_closed and self._idle.possible and can_go_on(error)
-        ):  # there may be some later
+        if not waits and not self.channels and self._takes_channels and can_go_on(error):
             idle_s = self._idle.wait_s(error, 0)
             waits += [] if idle_s is None else [idle_s]
         for core in list(self.channels.values()):
@@ -107,6 +105,11 @@ class GatewayCore:
             else:
                 waits.append(wait_s)
         return max(waits) if waits and not self.ended else None
+
+    @property
+    def _takes_channels(self) -> bool:
+        """Whether channels may come that are worth another connection."""
+        return self._idle.possible and not self.finishing and not self.half_closed
 
     def replays(self) -> list[Replay]:
         """Return nothing: whether a session went back is told when its channel is opened."""

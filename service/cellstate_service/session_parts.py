@@ -79,10 +79,11 @@ async def _offered(store: Store, settings: StoreSettings) -> frozenset[Durabilit
 
 
 async def without_end(work: Callable[[], Awaitable[None]]) -> None:
-    """Do what has no end; where it fails all the same, that is logged, and it begins again."""
+    """Do what is not to end; where it fails, that is logged, and it begins again."""
     while True:
         try:
             await work()
+            return  # there is nothing to be done
         except Exception:
             _log.exception("what goes on beside calls has failed, and begins again")
         await asyncio.sleep(RETRY_S)
