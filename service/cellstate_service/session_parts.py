@@ -15,6 +15,7 @@ from cellstate_service.rpc.snapshot_codec import decode_snapshot, encode_snapsho
 from cellstate_service.sessions.archive import Archive
 from cellstate_service.sessions.book import SessionBook, SessionConfig
 from cellstate_service.sessions.calling import Calling
+from cellstate_service.sessions.claims import Claims
 from cellstate_service.sessions.engines import Engines
 from cellstate_service.sessions.keeper import Keeper
 from cellstate_service.sessions.lease import Lease
@@ -24,7 +25,7 @@ from cellstate_service.sessions.session import Durability, Session
 from cellstate_service.sessions.stores.memory import MemoryStore
 from cellstate_service.sessions.stores.redis import RedisStore
 from cellstate_service.sessions.stores.sqlite import SqliteStore
-from cellstate_service.sessions.stores.store import Store, StoreAwayError, StoreError
+from cellstate_service.sessions.stores.store import Grave, Store, StoreAwayError, StoreError
 from cellstate_service.settings import StoreSettings
 
 SWEEPS = 10
@@ -101,8 +102,9 @@ class Sessions:
         self._store = store
         self._persistent = config.persistent
         book = self._book = SessionBook(config, metrics, clock)
-        archive = Archive(store, decode_snapshot, metrics)
-        self._keeper = Keeper(store, encode_snapshot, settings.checkpoint_s, metrics, clock)
+        self._claims = Claims(store, metrics)
+        archive = Archive(self._claims, decode_snapshot, metrics)
+        self._keeper = Keeper(self._claims, encode_snapshot, settings.checkpoint_s, metrics, clock)
         self._residency = Residency(engines, book, self._keeper, archive, ResidencyConfig(settings.lease_s, config.persistent), metrics, clock)
         self._lease = Lease(store, settings.lease_s, clock, book.epochs, self._suspend, self._residency.drop_lost)
         self.calling = Calling(engines, config, book, self._keeper, self._residency, self._lease, metrics)
@@ -119,6 +121,7 @@ class Sessions:
     async def expire_due(self) -> None:
         """End the sessions whose time has run out."""
         self.manager.expire_due()
+        await self._claims.settle()
         self._sweeps += 1
         if self._sweeps % SWEEPS == 0:
             try:
@@ -138,16 +141,22 @@ class Sessions:
                     text = "the version of the model that the session is on is not served any more: export it, or create another one"
                     session.call.fail(Precondition(text, Reason.SNAPSHOT_MISMATCH))
                     session.call = None
+                    self._book.freed(session)
                 if self._persistent:
                     await self._leave(session)
                 else:
-                    self._book.end(session, Reason.SESSION_EVICTED)
+                    await self._evict(session)
 
     async def _leave(self, session: Session) -> None:
         try:
             await self._residency.leave(session)
         except CellstateError as error:
             _log.warning("a session on a version that is not served any more stays until it can be saved", session=session.name, error=error.message)
+
+    async def _evict(self, session: Session) -> None:
+        grave = Grave(Reason.SESSION_EVICTED, session.resident.position)
+        self._book.end(session, Reason.SESSION_EVICTED)
+        await self._keeper.strike(session, grave)
 
     def drain(self) -> None:
         """Take no new calls and sessions; tell the calls that can go on elsewhere to do so."""
@@ -160,6 +169,7 @@ class Sessions:
         try:
             if self._persistent:
                 await self._residency.leave_all()
+            await self._claims.settle()
         except CellstateError as error:
             _log.error("not all sessions could be saved: what is stored of them is their last snapshot", error=error.message)
         if self._renewing is not None:

@@ -115,11 +115,6 @@ class Journal:
         return len(self._entries)
 
     @property
-    def kept_bytes(self) -> int:
-        """Bytes of outputs that are kept."""
-        return self._bytes
-
-    @property
     def full(self) -> bool:
         """Whether a caller that acknowledges while its call runs is to do so before there is more: what such a caller may need is not forgotten."""
         return self._acknowledges and self._bytes >= KEPT_BYTES

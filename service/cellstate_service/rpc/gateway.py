@@ -120,7 +120,8 @@ class Gateway:
             await self._take_all(message)
         self._half_closed = True
         for channel in self._channels.values():
-            self._half_close(channel)
+            if channel.number not in self._opening:  # otherwise what waits behind its opening comes first
+                self._half_close(channel)
 
     def _half_close(self, channel: Channel) -> None:
         if not channel.refused:

@@ -6,10 +6,11 @@ import structlog
 
 from cellstate_service.errors import CellstateError, DataLoss, NotFound, Precondition, Reason
 from cellstate_service.observability.metrics import Metrics
+from cellstate_service.sessions.claims import Claims
 from cellstate_service.sessions.keeper import unavailable
 from cellstate_service.sessions.session import SessionFacts
 from cellstate_service.sessions.snapshots import Snapshot, stored_facts
-from cellstate_service.sessions.stores.store import Grave, HeldError, Key, Record, Store, StoreError
+from cellstate_service.sessions.stores.store import Grave, HeldError, Key, Record, StoreError
 
 Decode = Callable[[bytes], Snapshot]
 _log = structlog.get_logger(__name__)
@@ -22,8 +23,9 @@ class Archive:
         Unavailable: STORE_UNAVAILABLE.
     """
 
-    def __init__(self, store: Store, decode: Decode, metrics: Metrics) -> None:
-        self._store = store
+    def __init__(self, claims: Claims, decode: Decode, metrics: Metrics) -> None:
+        self._claims = claims
+        self._store = claims.store
         self._decode = decode
         self._metrics = metrics
 
@@ -76,11 +78,11 @@ class Archive:
             NotFound, Precondition: It is not there, is another one, or another server has it.
         """
         try:
-            claim = await self._store.claim(key)
+            claim = await self._claims.claim(key)
             if claim.record is None or (uid and uid != claim.record.uid):
-                await self._store.release(key, claim.epoch, clean=claim.clean)
+                await self._claims.give_back(key, claim.epoch, clean=claim.clean)
                 raise NotFound("the session is gone, or another one by now", field="name")
-            await self._store.remove(key, claim.epoch, Grave(Reason.SESSION_CLOSED, claim.record.position))
+            await self._claims.strike(key, claim.epoch, Grave(Reason.SESSION_CLOSED, claim.record.position))
         except HeldError as error:
             raise Precondition("another server has the session: try again", Reason.SESSION_BUSY, field="name") from error
         except StoreError as error:

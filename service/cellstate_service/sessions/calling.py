@@ -15,6 +15,7 @@ from cellstate_service.sessions.keeper import Keeper, Secured
 from cellstate_service.sessions.lease import Lease
 from cellstate_service.sessions.residency import Residency, Right
 from cellstate_service.sessions.session import Durability, Session
+from cellstate_service.sessions.stores.store import Key
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ class Calling:
 
     def is_near(self, owner: str, name: str) -> bool:
         """Whether a call can be opened without waiting for the store: on no session, or on a resident one."""
-        return not name or self._book.find(owner, name) is not None
+        return not name or (self._book.find(owner, name) is not None and not self._residency.moves(Key(owner, name)))
 
     async def open(self, owner: str, target: CallTarget, field: str = "target") -> Call:
         """Open a call on a session, or on a fresh state of a model. Begin it with `begin`, end it with `close`.

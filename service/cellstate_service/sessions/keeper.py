@@ -15,9 +15,10 @@ from cellstate_service.clock import Clock
 from cellstate_service.engine.resident import ResidentState
 from cellstate_service.errors import CellstateError, Reason, Unavailable
 from cellstate_service.observability.metrics import Metrics
+from cellstate_service.sessions.claims import Claims
 from cellstate_service.sessions.session import Durability, Saved, Session
 from cellstate_service.sessions.snapshots import Snapshot, snapshot_of
-from cellstate_service.sessions.stores.store import Grave, Record, Store, StoreError, Write
+from cellstate_service.sessions.stores.store import Grave, Record, StoreError, Write
 from cellstate_service.sessions.tombstones import gone
 
 AT_ONCE = 64
@@ -47,18 +48,19 @@ class Keeper:
     """Saves sessions. Loop only.
 
     Args:
-        store: Where to.
+        claims: What this server has in the store.
         encode: Makes a snapshot's stored form; called on a thread of its own.
         every_s: Time between two snapshots of a session that moves.
         metrics: Counts what is saved.
         clock: Tells when a session is due.
 
     Attributes:
+        claims: As given.
         on_lost: Called with sessions that another server has taken meanwhile.
     """
 
-    def __init__(self, store: Store, encode: Encode, every_s: float, metrics: Metrics, clock: Clock) -> None:
-        self.store = store
+    def __init__(self, claims: Claims, encode: Encode, every_s: float, metrics: Metrics, clock: Clock) -> None:
+        self.claims = claims
         self.on_lost: Callable[[Session], None] = lambda session: None
         self._encode = encode
         self._every_s = every_s
@@ -91,18 +93,23 @@ class Keeper:
         except StoreError as error:
             raise unavailable(error) from error
 
-    async def remove(self, session: Session, grave: Grave | None) -> None:
-        """Strike a session out of the store.
+    async def remove(self, session: Session, grave: Grave | None) -> bool:
+        """Strike a session out of the store; return False where it is another server's by now.
 
         Raises:
-            Unavailable: STORE_UNAVAILABLE.
+            Unavailable: STORE_UNAVAILABLE; whether it was struck out is not known.
         """
-        self._touched.pop(session, None)
         try:
             async with self._saving:
-                await self.store.remove(session.key, session.epoch, grave)
+                return await self.claims.store.remove(session.key, session.epoch, grave)
         except StoreError as error:
             raise unavailable(error) from error
+
+    async def strike(self, session: Session, grave: Grave | None) -> None:
+        """Strike a session that is not resident any more out of the store, now or later."""
+        self.forget(session)
+        async with self._saving:
+            await self.claims.strike(session.key, session.epoch, grave)
 
     def forget(self, session: Session) -> None:
         """Save a session no more."""
@@ -191,7 +198,7 @@ class Keeper:
             Write(session.key, session.epoch, Record(snapshot.uid, snapshot.state.position, self._expires_s(session), stored))
             for (session, snapshot), stored in zip(snapshots, data, strict=True)
         ]
-        refused = await self.store.save(writes, durable=durable)
+        refused = await self.claims.store.save(writes, durable=durable)
         for (session, _), write in zip(snapshots, writes, strict=True):
             if write.key in refused:
                 self._metrics.refused_epochs_total.inc()

@@ -52,13 +52,17 @@ class Lease:
     async def _renew(self) -> bool:
         asked_s = self._clock.monotonic()
         try:
-            whole = await self._store.renew(self._lease_s)
+            async with asyncio.timeout(max(RETRY_S, self._until_s - asked_s) if self._runs else None):
+                whole = await self._store.renew(self._lease_s)
             if (not whole or not self._runs) and (held := self._held()):
                 _log.warning("the lease over this server's sessions had lapsed; those that others have taken are dropped")
                 self._lost({key: held[key] for key in await self._store.lost(held)})
-        except StoreError as error:
+        except (StoreError, TimeoutError) as error:
             if self._runs and self._clock.monotonic() >= self._until_s:
-                _log.error("the store cannot be reached, and the lease over this server's sessions has lapsed: their calls end", error=str(error))
+                _log.error(
+                    "the store cannot be reached, and the lease over this server's sessions has lapsed: their calls end",
+                    error=str(error) or "no answer in time",
+                )
                 self._runs = False
                 self._lapsed()
             return False

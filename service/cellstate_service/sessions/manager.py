@@ -103,20 +103,10 @@ class SessionManager:
             except BaseException:
                 self._book.remove(session)
                 if session.epoch:
-                    with contextlib.suppress(CellstateError):
-                        await self._keeper.remove(session, None)
+                    await self._keeper.strike(session, None)
                 raise
         self._book.count_new(session)
         return session
-
-    async def get(self, owner: str, name: str, field: str = "name") -> Session:
-        """Return a session, brought in where it is not resident.
-
-        Raises:
-            NotFound: The owner has none of that name; the reason tells why it is gone.
-            Precondition, DataLoss, Unavailable: It cannot be brought in.
-        """
-        return await self._residency.find(owner, name, field)
 
     async def read(self, owner: str, name: str) -> tuple[SessionFacts, ResidentState]:
         """Return what there is to know of a session, and a copy of its state between two steps.
@@ -201,7 +191,10 @@ class SessionManager:
         check_uid(session, uid, "uid")
         async with self._residency.alone(session.key):
             if self._book.find(owner, name) is session:
-                await self._keeper.remove(session, Grave(Reason.SESSION_CLOSED, session.resident.position))
+                if not await self._keeper.remove(session, Grave(Reason.SESSION_CLOSED, session.resident.position)):
+                    self._keeper.on_lost(session)
+                    raise lost()
+                self._keeper.forget(session)
                 self._book.end(session, Reason.SESSION_CLOSED)
 
     async def reset(self, owner: str, name: str, uid: str, seed: int | None, new_uid: str = "") -> Session:
@@ -301,7 +294,7 @@ class SessionManager:
         self._draining = True
 
     async def expire_stored(self) -> None:
-        """Strike out the stored sessions whose time has run out.
+        """Strike out the stored sessions whose time has run out and that nobody holds.
 
         Raises:
             Unavailable: STORE_UNAVAILABLE.

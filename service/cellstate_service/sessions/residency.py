@@ -68,7 +68,8 @@ class Residency:
         self._engines = engines
         self._book = book
         self._keeper = keeper
-        self._store = keeper.store
+        self._claims = keeper.claims
+        self._store = keeper.claims.store
         self._archive = archive
         self._config = config
         self._metrics = metrics
@@ -126,7 +127,7 @@ class Residency:
         try:
             claim = await self._claim(key, "session.name", None)
             if claim.record is not None and claim.record.expires_s > self._clock.now():
-                await self._store.release(key, claim.epoch, clean=claim.clean)
+                await self._claims.give_back(key, claim.epoch, clean=claim.clean)
                 raise taken()
         except StoreError as error:
             raise unavailable(error) from error
@@ -159,9 +160,9 @@ class Residency:
         try:
             claim = await self._claim(key, field, right)
             if claim.record is None and not claim.clean:  # whoever had it is gone, and never stored it
-                await self._store.remove(key, claim.epoch, Grave(Reason.SESSION_LOST, 0))
+                await self._claims.strike(key, claim.epoch, Grave(Reason.SESSION_LOST, 0))
             elif claim.record is None:
-                await self._store.release(key, claim.epoch)
+                await self._claims.give_back(key, claim.epoch)
             if claim.record is None:
                 grave = await self._store.grave(key)
                 raise self._book.missing(key.owner, key.name, field) if grave is None else gone(grave.reason, field, grave.position or None)
@@ -194,7 +195,7 @@ class Residency:
         except NotFound:
             raise
         except BaseException:
-            await self._store.release(key, claim.epoch, clean=claim.clean)
+            await self._claims.give_back(key, claim.epoch, clean=claim.clean)
             raise
         self._metrics.returns_total.labels(snapshot.model, "clean" if claim.clean else "recovered").inc()
 
@@ -216,7 +217,7 @@ class Residency:
         )
 
     async def _bury(self, key: Key, claim: Claim, snapshot: Snapshot, reason: Reason, field: str) -> None:
-        await self._store.remove(key, claim.epoch, Grave(reason, snapshot.state.position))
+        await self._claims.strike(key, claim.epoch, Grave(reason, snapshot.state.position))
         self._book.count_end(snapshot.model, reason)
         raise gone(reason, field, snapshot.state.position)
 
@@ -250,10 +251,7 @@ class Residency:
         for session in sessions:
             self._keeper.forget(session)
             self._book.remove(session)
-            try:
-                await self._store.release(session.key, session.epoch)
-            except StoreError as error:
-                raise unavailable(error) from error
+        await self._claims.give_back_all((session.key, session.epoch) for session in sessions)
 
     def _lost(self, session: Session) -> None:
         """Drop a session that another server has taken, or that the store does not know any more."""
@@ -270,9 +268,8 @@ class Residency:
 
     def _expired(self, session: Session) -> None:
         """Strike a session that expired out of the store, while nobody finds it there."""
-        self._keeper.forget(session)
         grave = Grave(Reason.SESSION_EXPIRED, session.resident.position)
-        self._soon(session.key, lambda: self._keeper.remove(session, grave))
+        self._soon(session.key, lambda: self._keeper.strike(session, grave))
 
     def _soon(self, key: Key, work: Callable[[], Awaitable[None]]) -> None:
         """Do something about a session's name next, before anybody looks for it."""
@@ -284,14 +281,12 @@ class Residency:
                 await asyncio.wait([before])
             try:
                 await work()
-            except CellstateError as error:
-                _log.warning("an expired session stays in the store until that can be written", error=error.message)
             finally:
                 self._let_go(key, mine)
 
         task = asyncio.ensure_future(alone())
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
 
     def _let_go(self, key: Key, mine: "asyncio.Future[None]") -> None:
         if self._moving.get(key) is mine:
@@ -307,7 +302,7 @@ class Residency:
         question = json.dumps({"owner": key.owner, "name": key.name, **wanted}).encode()
         while True:
             try:
-                return await self._store.claim(key)
+                return await self._claims.claim(key)
             except HeldError as held:
                 if self._clock.monotonic() >= until_s:
                     text = "the server that has the session neither answers nor lets go of it: try again"
@@ -331,7 +326,7 @@ class Residency:
         async with self.alone(key):
             session = self._book.find(*key)
             if session is None:
-                return GIVEN
+                return GIVEN if await self._claims.has_paid(key) else WAIT
             if asked.get("keep"):
                 return KEPT
             if session.call is not None:
@@ -339,11 +334,12 @@ class Residency:
                     return BUSY
                 session.call.fail(Aborted("a newer call, at another server, took the session over", Reason.SUPERSEDED))
                 session.call = None
+                self._book.freed(session)
             elif session.pins:
                 return WAIT
             await self._leave([session])
             self._metrics.moves_total.labels("out").inc()
-        return GIVEN
+            return GIVEN if await self._claims.has_paid(key) else WAIT
 
 
 def lost() -> CellstateError:

@@ -7,6 +7,7 @@ from pathlib import Path
 import grpc
 import grpc.aio
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
@@ -212,3 +213,20 @@ async def test_a_server_that_its_redis_refuses_does_not_start_and_says_why(some:
         assert "wrong" not in str(caught.value)
     finally:
         await asyncio.to_thread(closed.kill)
+
+
+async def test_a_name_whose_session_expired_while_redis_was_away_is_free_again(replicas: Replicas, redis: RedisServer) -> None:
+    async with Proxy(redis.port) as between:
+        one, other = await replicas.add(between.port), await replicas.add()
+        await one.stubs.sessions.CreateSession(CreateSessionRequest(session=Session(name="s", model="lstm-text", ttl=Duration(seconds=1))))
+        await one.create("lstm-text", "kept")
+        between.refuse()
+        between.cut()
+        await asyncio.sleep(1.5)  # it expires
+        between.refuse(False)
+        await runs(one)
+        async with asyncio.timeout(10):
+            while (await refusal(get(other, "s"))).reason != "SESSION_EXPIRED":  # noqa: ASYNC110 (nobody announces it)
+                await asyncio.sleep(0.1)
+        await other.create("lstm-text", "s")
+        assert (await one.get("s")).position == 0

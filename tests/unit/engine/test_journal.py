@@ -142,7 +142,7 @@ def test_what_is_kept_is_bounded_and_the_oldest_is_forgotten(core: EngineCore, r
     box = outbox()
     ask(core, resident, *[consume(box, token, form=Form.LOGITS, position=token) for token in range(6)])
     assert resident.journal is not None
-    assert resident.journal.kept_bytes <= kept
+    assert sum(journal._bytes(outputs) for entry in resident.journal.kept(6).entries for outputs in entry.outputs) <= kept
     assert failure(core, resident, consume(outbox(), 0, form=Form.LOGITS, position=0)) is Reason.POSITION_MISMATCH
     assert len(ask(core, resident, consume(outbox(), 5, form=Form.LOGITS, position=5))) == 2
 

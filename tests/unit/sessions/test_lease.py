@@ -18,10 +18,13 @@ class Away(MemoryStore):
     """A store that can be away."""
 
     away = False
+    silent = False
 
     async def renew(self, lease_s: float) -> bool:
         if self.away:
             raise StoreError("away")
+        if self.silent:
+            await asyncio.Event().wait()
         return await super().renew(lease_s)
 
     async def lost(self, epochs: Mapping[Key, int]) -> set[Key]:
@@ -96,3 +99,12 @@ async def test_a_store_of_ones_own_has_no_lease_to_lapse(clock: FakeClock) -> No
     clock.turn(1e6)
     await server.lease.run()
     assert server.lease.runs
+
+
+async def test_a_store_that_does_not_answer_is_not_waited_for_beyond_the_lease(server: Server, clock: FakeClock) -> None:
+    server.store.silent = True
+    await asyncio.sleep(LEASE_S / 2)  # it is being renewed
+    clock.turn(LEASE_S + 0.01)
+    await eventually(lambda: server.lapses == 1)
+    server.store.silent = False
+    await eventually(lambda: server.lease.runs)

@@ -9,6 +9,7 @@ import itertools
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from typing import NamedTuple
 from urllib.parse import quote, unquote
 
 from redis.exceptions import ResponseError
@@ -28,6 +29,17 @@ BATCH_BYTES = 4 << 20
 """Records in one round trip."""
 MOST_DOUBTFUL = 10_000
 """Claims that may have been made without this server knowing, at most."""
+
+
+class _Doubt(NamedTuple):
+    """Claims on a session that were not answered.
+
+    Attributes:
+        first, last: Their numbers.
+    """
+
+    first: int
+    last: int
 
 
 class RedisStore(Store):
@@ -59,7 +71,7 @@ class RedisStore(Store):
         self._renewed: int | None = None
         self._run = b""
         self._highest_epoch = 0
-        self._doubtful: dict[Key, int] = {}
+        self._doubtful: dict[Key, _Doubt] = {}
 
     async def open(self, lease_s: float) -> str:
         """See Store.
@@ -109,13 +121,14 @@ class RedisStore(Store):
     async def claim(self, key: Key) -> Claim:
         """See Store. Where the answer was lost, the session may be claimed all the same: it is given back with the next renewal."""
         number = next(self._numbers)
-        first = self._doubtful.pop(key, number)
+        doubt = self._doubtful.pop(key, None)
+        first = number if doubt is None else doubt.first
         keys = [self._session(key), self._key("epoch"), self._held(self._me)]
         arguments: list[Argument] = [self._me, self._by, number, first, self._highest_epoch, self._lease("")]
         try:
             kind, *rest = await self._link.call(Call(scripts.CLAIM, keys, arguments))
         except BaseException:
-            self._doubt(key, first)
+            self._doubt(key, _Doubt(first, number))
             raise
         if kind == b"held":
             raise HeldError(unquote(rest[0].decode()), int(rest[1]) / 1000)
@@ -196,24 +209,23 @@ class RedisStore(Store):
         self._renewed, self._run = number, run
         return int(since), incarnation.decode()
 
-    def _doubt(self, key: Key, first: int) -> None:
-        self._doubtful[key] = first
+    def _doubt(self, key: Key, doubt: _Doubt) -> None:
+        self._doubtful[key] = doubt
         if len(self._doubtful) > MOST_DOUBTFUL:
             del self._doubtful[next(iter(self._doubtful))]
 
     async def _undo_doubtful(self) -> None:
         """Give back the claims that were not answered: nobody here knows of them."""
-        doubtful, self._doubtful = self._doubtful, {}
+        doubtful = dict(self._doubtful)
         calls = [
-            Call(scripts.UNCLAIM, [self._session(key), self._held(self._me)], [self._me, self._by, next(self._numbers), first, self._slack_ms])
-            for key, first in doubtful.items()
+            Call(scripts.UNCLAIM, [self._session(key), self._held(self._me)], [self._me, self._by, next(self._numbers), doubt.first, self._slack_ms])
+            for key, doubt in doubtful.items()
         ]
-        try:
+        with suppress(StoreError):
             await self._link.together(calls)
-        except BaseException as error:
-            self._doubtful = {**doubtful, **self._doubtful}
-            if not isinstance(error, StoreError):
-                raise
+            for key, doubt in doubtful.items():
+                if self._doubtful.get(key) == doubt:  # otherwise it was claimed meanwhile
+                    del self._doubtful[key]
 
     def _as(self, epoch: int) -> list[Argument]:
         return [self._me, self._by, next(self._numbers), epoch]
