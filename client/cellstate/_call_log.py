@@ -11,6 +11,9 @@ from cellstate._log import ENTRY_BYTES, Entry, Options, SessionLog
 from cellstate.errors import CellstateError, SessionBusy, Superseded
 from cellstate.v1 import inference_pb2, types_pb2
 
+MARKED_EVERY = 64
+"""Chunks whose end only the server can tell, after which it is asked where the session stands."""
+
 
 class Plan(NamedTuple):
     """What is to be sent again.
@@ -44,6 +47,7 @@ class CallLog:
         self._log = log
         self._pending: deque[Entry] = deque()
         self._tail: int | None = None
+        self._unmarked = 0
         if first is not None:
             self.names(first)
 
@@ -69,11 +73,18 @@ class CallLog:
         values = content if isinstance(content, types_pb2.Sequence) else content.values if isinstance(content, inference_pb2.InputChunk) else None
         steps = _steps(values) if values is not None else 0 if isinstance(content, inference_pb2.StopDirective) else None
         size = ENTRY_BYTES + (values.ByteSize() if values is not None else 0)
+        self._unmarked = self._unmarked + 1 if values is not None and steps is None else 0
         with self._log.lock:
             entry = Entry(self, content, steps, size, self._tail)
             self._tail = None if self._tail is None or steps is None else self._tail + steps
             self._pending.append(entry)
             self._log.add(entry)
+
+    @property
+    def wants_mark(self) -> bool:
+        """Whether a stop is to be asked now: nothing generates that it could end, and only its answer tells where the chunks before it end."""
+        with self._log.lock:
+            return self._unmarked >= MARKED_EVERY and not any(map(_generates, self._pending))
 
     def output(self, output: types_pb2.Output) -> None:
         """Hear of outputs, or of a position."""

@@ -5,6 +5,7 @@ session's durability has secured (`docs/sessions.md`). `_call_log.py` learns pos
 where it ended at the latest, and is sent again to end there.
 """
 
+import itertools
 import threading
 from collections import deque
 from collections.abc import Iterable
@@ -80,6 +81,13 @@ class Entry:
         else:
             self.end, self.limit = None, position
 
+    def forget(self) -> None:
+        """Let go of its input: it cannot be sent again."""
+        if isinstance(self.content, types_pb2.Sequence):
+            self.content = types_pb2.Sequence()
+        elif isinstance(self.content, inference_pb2.InputChunk):
+            self.content = inference_pb2.InputChunk(emit=self.content.emit)
+
     def message(self, *, first: bool = False) -> inference_pb2.ManyToManyRequest:
         """Return it as a message of a stream; the `first` one of a stream says where it begins."""
         content: Any = inference_pb2.InputChunk(values=self.content) if isinstance(self.content, types_pb2.Sequence) else self.content
@@ -118,7 +126,9 @@ class SessionLog:
         self._bytes += entry.size
         while len(self._entries) > 1 and (self._bytes > LOG_BYTES or len(self._entries) > LOG_ENTRIES):
             dropped = self._drop_first()
-            dropped.call.whole = dropped.call.whole and dropped.done
+            if not dropped.done:
+                dropped.call.whole = False
+                dropped.forget()
 
     def secured(self, safe: int | None) -> None:
         """Hear what is secured by now; None where an answer does not say."""
@@ -183,7 +193,7 @@ class SessionLog:
         entry = self._entries[index]
         if entry.bound is not None:
             return entry.bound
-        later = (following.first for following in list(self._entries)[index + 1 :] if following.first is not None)
+        later = (following.first for following in itertools.islice(self._entries, index + 1, None) if following.first is not None)
         return next(later, 1 << 64)
 
     def _drop_first(self) -> Entry:

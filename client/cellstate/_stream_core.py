@@ -30,7 +30,7 @@ class StreamCore:
         reader: Reads the answers and keeps the session's handle current.
         resumption: Takes the stream up again; None where it runs on no session.
         events: Outputs and completions that arrived and were not taken yet.
-        stops: Positions at which stop directives took effect, not taken yet.
+        stops: Positions at which the caller's stop directives took effect, not taken yet.
         position: The last position heard of.
         opened: The opening was answered.
         asked_all: Nothing more will be asked; until it `closes` the stream stays open for acknowledgements.
@@ -56,6 +56,8 @@ class StreamCore:
         self._unacknowledged_bytes = self._unacknowledged_steps = 0
         self.events: deque[Output | Completion] = deque()
         self.stops: deque[int] = deque()
+        self._asked_stops: deque[bool] = deque()  # those that were not answered yet: whether a caller waits for the answer
+        self._unwanted = 0
         self.position = 0
         self.opened = False
         self.asked_all = False
@@ -71,7 +73,8 @@ class StreamCore:
         if pieces is None:
             raise InvalidInput("send takes one chunk at a time: text, numbers or an array", ErrorDetails(field="input"))
         made = [_Request(input=inference_pb2.InputChunk(values=self.call.guess.to_sequence(piece), emit=to_emit(emit))) for piece in pieces]
-        return [self._sent(message, message.input) for message in made]
+        sent = [self._sent(message, message.input) for message in made]
+        return [*sent, self._stop(waited_for=False)] if self._acknowledges and self._log is not None and self._log.wants_mark else sent
 
     def one_step(self, value: Any, emit: Emit) -> inference_pb2.ManyToManyRequest:
         """Return the message that carries one step, of which a vector is the features. It is asked once it went through `logged`."""
@@ -92,8 +95,30 @@ class StreamCore:
     def stop(self) -> inference_pb2.ManyToManyRequest:
         """Return the directive to stop."""
         self._check_open()
+        return self._stop(waited_for=True)
+
+    def _stop(self, *, waited_for: bool) -> inference_pb2.ManyToManyRequest:
         message = _Request(stop=inference_pb2.StopDirective())
+        self._asked_stops.append(waited_for)
         return self._sent(message, message.stop)
+
+    def nobody_waits_for_stop(self) -> None:
+        """Pass over the answer to the last stop directive: whoever waited for it was cancelled."""
+        if self.stops:
+            self.stops.pop()
+        else:
+            asked = len(self._asked_stops) - 1
+            while asked >= 0 and not self._asked_stops[asked]:
+                asked -= 1
+            if asked >= 0:
+                self._asked_stops[asked] = False
+
+    def nobody_waits_for_output(self) -> None:
+        """Pass over the next output: whoever waited for it was cancelled."""
+        if self.events:
+            self.events.popleft()
+        else:
+            self._unwanted += 1
 
     def acknowledge(self, position: int | None) -> inference_pb2.ManyToManyRequest:
         """Return the acknowledgement of outputs."""
@@ -117,7 +142,8 @@ class StreamCore:
             self._event(event)
         if response.HasField("stopped"):
             self.position = response.stopped.position
-            self.stops.append(response.stopped.position)
+            if not self._asked_stops or self._asked_stops.popleft():
+                self.stops.append(response.stopped.position)
 
     def due(self) -> inference_pb2.ManyToManyRequest | None:
         """Return the acknowledgement that should be sent now: the server keeps outputs until it has it, within bounds."""
@@ -223,7 +249,10 @@ class StreamCore:
             resumption.secured(response.safe_position)
 
     def _event(self, event: Output | Completion) -> None:
-        self.events.append(event)
+        if self._unwanted and isinstance(event, Output):
+            self._unwanted -= 1
+        else:
+            self.events.append(event)
 
     def _sent(self, message: inference_pb2.ManyToManyRequest, content: Any) -> inference_pb2.ManyToManyRequest:
         if self._log is not None:

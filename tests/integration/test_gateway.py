@@ -88,6 +88,44 @@ async def test_generation_and_stop_on_channels_asyncio(server: Served, address: 
         assert endless.completion.position == position
 
 
+async def begun_and_cancelled(work: Any) -> None:
+    task = asyncio.ensure_future(work)
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_who_stops_waiting_leaves_nothing_to_the_next(server: Served, address: str) -> None:
+    async with cellstate.AsyncClient(address) as client, client.session("pairs") as session, client.gateway() as gateway:
+        channels = await asyncio.gather(*(gateway.open("pairs") for _ in range(3)))
+        await begun_and_cancelled(gateway.step({channel: inputs(number)[0] for number, channel in enumerate(channels)}))
+        for step in range(1, STEPS):
+            taken = await gateway.step({channel: inputs(number)[step] for number, channel in enumerate(channels)})
+            assert [output.position for output in taken.values()] == [step + 1] * len(channels)
+
+        endless = await gateway.open("lstm-text")
+        await endless.generate(max_steps=1_000_000)
+        await begun_and_cancelled(endless.stop())
+        await endless.generate(max_steps=1_000_000)
+        position = await endless.stop()
+        for _ in range(2):
+            async for _ in endless.until_completion():
+                pass
+        assert endless.completion is not None
+        assert endless.completion.position == position
+
+        await begun_and_cancelled(gateway.open(session))
+        async with asyncio.timeout(20):
+            while True:
+                try:
+                    channel = await gateway.open(session)
+                    break
+                except cellstate.SessionBusy:  # the channel before is being closed
+                    await asyncio.sleep(0.01)
+        assert (await gateway.step({channel: [1.0, 2.0]}))[channel].position == 1
+
+
 async def test_many_tasks_share_a_gateway(server: Served, address: str) -> None:
     async def run(gateway: cellstate.AsyncGateway, number: int) -> None:
         channel = await gateway.open("pairs")

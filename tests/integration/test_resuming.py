@@ -13,7 +13,7 @@ import pytest_asyncio
 
 import cellstate
 from cellstate._stream_core import ACKNOWLEDGED_BYTES, ACKNOWLEDGED_STEPS
-from cellstate_service.engine.journal import KEPT_BYTES, OUTPUTS_BYTES
+from cellstate_service.engine.journal import KEPT_BYTES, KEPT_REQUESTS, OUTPUTS_BYTES
 from tests.integration.serving import Served, eventually, link_models, serving
 from tests.proxy import Proxy
 
@@ -206,6 +206,38 @@ async def test_a_stream_of_single_tokens_acknowledges_in_time(client: cellstate.
                 proxy.cut()
         assert proxy.cuts == 2
         assert tokens == await uncut(direct, steps)
+
+
+async def test_a_long_stream_of_text_goes_on(client: cellstate.AsyncClient, proxy: Proxy, direct: str) -> None:
+    """Where chunks of text end only the server knows: it is asked on the way, so that not all of them need be sent again."""
+    text = "abc " * 350
+    async with client.session("lstm-text", seed=SEED) as session, session.stream(form="tokens") as stream:
+        tokens: list[int] = []
+        for number, letter in enumerate(text):
+            await stream.send(letter)
+            output = await stream.receive()
+            assert isinstance(output, cellstate.Output)
+            assert output.position == number + 1
+            tokens += output.tokens.tolist()
+            if number == len(text) - 20:
+                proxy.cut()
+        assert len(stream._core._log) < KEPT_REQUESTS / 4  # type: ignore[arg-type]
+    assert proxy.cuts == 1
+    async with cellstate.AsyncClient(direct) as other, other.session("lstm-text", seed=SEED) as session:
+        assert tokens == [token async for output in session.many_to_many([text], form="tokens") for token in output.tokens.tolist()]
+
+
+async def test_what_grpc_cancels_by_itself_goes_on(client: cellstate.AsyncClient) -> None:
+    async with client.session("lstm-series") as session, session.stream() as stream:
+        for position in (1, 2):
+            await stream.send([1.0])
+            assert (await stream.receive()).position == position  # type: ignore[union-attr]
+            stream._duplex._answers.cancel()
+    async with client.session("lstm-series") as session, client.gateway() as gateway:
+        channel = await gateway.open(session)
+        for position in (1, 2):
+            assert (await gateway.step({channel: [1.0]}))[channel].position == position
+            gateway._carrier._answers.cancel()
 
 
 async def test_a_server_that_stays_away_is_told_after_the_limit(proxy: Proxy) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc
 
-from cellstate._aio.transport import Transport, being_cancelled, client_closed, to_error
+from cellstate._aio.transport import Transport, being_cancelled, client_closed, lost_call, to_error
 from cellstate._gateway_core import GatewayCore, close_message, pack
 from cellstate._resume import Replay
 from cellstate._stream_core import StreamCore
@@ -67,6 +67,10 @@ class Carrier:
                     self.core.finish()
                 except grpc.RpcError as error:
                     await self._broken(to_error(error))
+                except asyncio.CancelledError:
+                    if being_cancelled() or self.core.ended or self._transport.closed:
+                        raise
+                    await self._broken(lost_call())
         except Exception as error:  # an answer of a newer server, that this client does not know; whatever it is, nobody waits for what does not come
             self.core.finish(ServerError(str(error)))
             self._answers.cancel()

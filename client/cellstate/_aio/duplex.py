@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc
 
-from cellstate._aio.transport import Transport, being_cancelled, client_closed, to_error
+from cellstate._aio.transport import Transport, being_cancelled, client_closed, lost_call, to_error
 from cellstate._exchange import Call
 from cellstate._stream_core import StreamCore
 from cellstate.errors import CellstateError, SessionRolledBack
@@ -141,6 +141,10 @@ class Duplex:
             await self._lost(to_error(raised))
         except SessionRolledBack as raised:
             await self._lost(raised)
+        except asyncio.CancelledError:
+            if being_cancelled() or self.core.ended or self._transport.closed:
+                raise
+            await self._lost(lost_call())
         else:
             if response is None:
                 self._finish(None)

@@ -53,7 +53,11 @@ class AsyncChannel:
     async def stop(self) -> int:
         """End the generation that is running or waiting to run, and return the position where that took effect. Outputs that come before it stay to be read."""
         self._gateway._carrier.put(on_channel(self._core, self._core.stop()))
-        position = await self._wait(self._core.stops.popleft, lambda: bool(self._core.stops))
+        try:
+            position = await self._wait(self._core.stops.popleft, lambda: bool(self._core.stops))
+        except asyncio.CancelledError:
+            self._core.nobody_waits_for_stop()
+            raise
         if position is None:
             raise RuntimeError("the channel ended before the stop took effect")
         return position
@@ -129,12 +133,17 @@ class AsyncGateway:
         channel = AsyncChannel(self, core)
         self._carrier.events[core] = channel._arrived
         self._carrier.put(message)
-        return await channel._opened()
+        try:
+            return await channel._opened()
+        except asyncio.CancelledError:
+            self._carrier.close(core)
+            raise
 
     async def step(self, inputs: Mapping[AsyncChannel, Input]) -> dict[AsyncChannel, Output | CellstateError]:
         """Take one step on each of many channels, by one message up and, where the server is ready with all, one down.
 
-        For channels on which nothing else is outstanding: what `send` and `generate` asked for is received first.
+        For channels on which nothing else is outstanding: what `send` and `generate` asked for is received first. Where it is cancelled, steps that were
+        asked are taken all the same; outputs that had not come are passed over.
 
         Args:
             inputs: One step for each channel: a vector is the features of the one step. Of several steps, the last one's output is returned.
@@ -144,11 +153,16 @@ class AsyncGateway:
         """
         messages, errors = step_messages({channel._core: value for channel, value in inputs.items()})
         self._carrier.put(*messages)
-        results: dict[AsyncChannel, Output | CellstateError] = {}
-        for channel in inputs:
-            error = errors.get(channel._core)
-            results[channel] = await _output(channel) if error is None else error
-        return results
+        results: dict[AsyncChannel, Output | CellstateError] = {channel: errors[channel._core] for channel in inputs if channel._core in errors}
+        try:
+            for channel in inputs:
+                if channel not in results:
+                    results[channel] = await _output(channel)
+        except asyncio.CancelledError:
+            for channel in inputs.keys() - results.keys():
+                channel._core.nobody_waits_for_output()
+            raise
+        return {channel: results[channel] for channel in inputs}
 
     async def finish(self) -> None:
         """Close all channels once all that was sent is answered, and wait for the stream's end. What was not read yet stays to be read.

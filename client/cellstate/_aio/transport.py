@@ -69,8 +69,10 @@ class Transport:
                     answer = await self._invoke(call, call.request, wait_for_ready=wait_for_ready or None)
                     self._reached = True
                     return call.decode(answer)
-                except grpc.RpcError as raised:
-                    error = to_error(raised)
+                except (grpc.RpcError, asyncio.CancelledError) as raised:
+                    if isinstance(raised, asyncio.CancelledError) and (being_cancelled() or self._closed):
+                        raise
+                    error = to_error(raised) if isinstance(raised, grpc.RpcError) else lost_call()
                     if repetition is not None and repetition.is_done(error):
                         return call.decode(None)
                     last = await self.take_up(call, resumption or repetition, error)
@@ -106,6 +108,10 @@ class Transport:
                 error = to_error(raised)
             except SessionRolledBack as raised:
                 error = raised
+            except asyncio.CancelledError:
+                if being_cancelled() or self._closed:
+                    raise
+                error = lost_call()
             else:
                 return None
         return error

@@ -2,7 +2,9 @@
 
 import dataclasses
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -12,6 +14,9 @@ from cellstate._gateway_core import GatewayCore, close_message, pack
 from cellstate._stream_core import StreamCore
 from cellstate._sync.transport import Transport, to_error
 from cellstate.errors import CellstateError
+
+RETURNING_AT_ONCE = 32
+"""Channels of one gateway that were lost by themselves and are opened again at once, each on a thread."""
 
 
 class Carrier:
@@ -29,6 +34,8 @@ class Carrier:
         self.arrived = threading.Condition()
         self._transport = transport
         self._ended = threading.Event()
+        self._lost: deque[tuple[StreamCore, CellstateError]] = deque()
+        self._returning = 0
         self._open([])
 
     def put(self, *messages: Any) -> None:
@@ -64,10 +71,12 @@ class Carrier:
                     return
                 for core in self.core.feed(response):
                     self.put(*self.core.due(core))
-                lost, self.core.lost = self.core.lost, []
+                self._lost += self.core.lost
+                self.core.lost.clear()
                 self._half_close_where_due()
-            for core, error in lost:
-                threading.Thread(target=self._take_up, args=(core, error), name="cellstate-channel", daemon=True).start()
+                for _ in range(min(len(self._lost), RETURNING_AT_ONCE - self._returning)):
+                    self._returning += 1
+                    threading.Thread(target=self._return, name="cellstate-channel", daemon=True).start()
 
     def cancel(self) -> None:
         """End the stream with all its channels now."""
@@ -99,21 +108,30 @@ class Carrier:
         if self._ended.is_set():
             self._answers.cancel()
 
-    def _take_up(self, core: StreamCore, error: CellstateError) -> None:
-        """Open one channel again. Runs on a thread of its own: the other channels go on meanwhile."""
-        last: CellstateError | None = error
-        try:
-            last = self._transport.take_up(core.call, core, error, self._ended.wait)
-        finally:
+    def _return(self) -> None:
+        """Open channels again while there are any to be. Runs on a thread of its own: the other channels go on meanwhile."""
+        while True:
             with self.writing:
-                if last is not None:
-                    core.finish(last)
-                if core.ended:
-                    self.core.away.discard(core)
-                else:
-                    self.put(*self.core.reopen(core))
-                self._half_close_where_due()
-            self._tell()
+                if not self._lost:
+                    self._returning -= 1
+                    return
+                core, error = self._lost.popleft()
+            self._take_up(core, error)
+
+    def _take_up(self, core: StreamCore, error: CellstateError) -> None:
+        """Open one channel again."""
+        last: CellstateError | None = error
+        with suppress(RuntimeError):  # the client was closed meanwhile: the channel is told why it was lost
+            last = self._transport.take_up(core.call, core, error, self._ended.wait)
+        with self.writing:
+            if last is not None:
+                core.finish(last)
+            if core.ended:
+                self.core.away.discard(core)
+            else:
+                self.put(*self.core.reopen(core))
+            self._half_close_where_due()
+        self._tell()
 
     def _told(self, wait: Callable[[float], bool]) -> Callable[[float], bool]:
         """Return a wait before which those that wait for channels that cannot go on are told."""

@@ -34,9 +34,9 @@ class _DurabilityEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._Enu
     DURABILITY_MEMORY: _Durability.ValueType  # 1
     """A cut connection."""
     DURABILITY_PERIODIC: _Durability.ValueType  # 2
-    """Also the death of the server or of the caller: an anchor is stored every so many steps or milliseconds."""
+    """Also the death of the server or of the caller: a snapshot is stored from time to time."""
     DURABILITY_SYNC: _Durability.ValueType  # 3
-    """Of both at once: stored before it is answered."""
+    """Also the death of both at once: each output is stored before it is answered."""
 
 class Durability(_Durability, metaclass=_DurabilityEnumTypeWrapper):
     """What a session survives."""
@@ -46,9 +46,9 @@ DURABILITY_UNSPECIFIED: Durability.ValueType  # 0
 DURABILITY_MEMORY: Durability.ValueType  # 1
 """A cut connection."""
 DURABILITY_PERIODIC: Durability.ValueType  # 2
-"""Also the death of the server or of the caller: an anchor is stored every so many steps or milliseconds."""
+"""Also the death of the server or of the caller: a snapshot is stored from time to time."""
 DURABILITY_SYNC: Durability.ValueType  # 3
-"""Of both at once: stored before it is answered."""
+"""Also the death of both at once: each output is stored before it is answered."""
 global___Durability = Durability
 
 @typing.final

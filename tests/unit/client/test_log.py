@@ -292,3 +292,31 @@ def test_what_is_secured_is_not_kept(history: tuple[SessionLog, list[Told], int]
     assert (found is not None) is (safe < position)
     for entry in (log.since(safe) or [])[1:]:
         assert entry.first is None or entry.first > safe
+
+
+def test_a_call_that_asks_more_than_is_kept_holds_no_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_log, "LOG_BYTES", 4096)
+    call = call_of(*[text("x" * 1000) for _ in range(50)])
+    assert not call.whole
+    assert len(call) == 50
+    assert sum(entry.content.ByteSize() for entry in call._pending) <= 4096
+    call.output(output(60))
+    call.sent(STOP)
+    call.stopped(60)
+    assert len(call) == 0
+
+
+def test_the_end_of_chunks_of_text_is_asked_for_where_nothing_generates() -> None:
+    call = call_of(*[text() for _ in range(63)])
+    assert not call.wants_mark
+    call.sent(text())
+    assert call.wants_mark
+    call.sent(STOP)
+    call.sent(text())
+    assert not call.wants_mark
+    call.stopped(80)
+    assert kept(call) == (["input"], 80)
+    generating = call_of(Generate(), *[text() for _ in range(64)])
+    assert not generating.wants_mark
+    generating.completed(completed(12))
+    assert generating.wants_mark
