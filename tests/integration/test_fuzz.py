@@ -41,7 +41,7 @@ TOKEN = (("authorization", "Bearer fuzz"),)
 #: What grpc.aio's client makes of a message that it sends while the server's status is on its way.
 CLIENTS_OWN = "Internal error from Core"
 
-fuzzed = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
+fuzzed = settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck), print_blob=True)
 
 
 @dataclass

@@ -281,7 +281,7 @@ async def test_calls_in_all_modes_continue_a_session_as_one_call(server: Served,
     assert (await server.get(name)).position == 20
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(cuts=st.sets(st.integers(1, 24)), model=st.sampled_from(["lstm-text", "gru-text", "rnn_relu-series", "lstm-series"]))
 async def test_chunking_never_changes_a_byte(server: Served, cuts: set[int], model: str) -> None:
     form = LOGITS if model.endswith("text") else VALUES

@@ -128,7 +128,7 @@ def taken_pairs(core: EngineCore) -> list[tuple[Outbox, Event]]:
     return events
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(commands=COMMANDS)
 def test_every_accepted_request_ends_exactly_once(tokens_model: LoadedModel, commands: list[tuple[str, int, int]]) -> None:
     model, program = breakable(tokens_model)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cellstate_service.engine.core import EngineCore
@@ -47,7 +47,6 @@ def text_above(events: list[Any], position: int) -> str:
     return "".join(event.text for event in parts)
 
 
-@settings(deadline=None)
 @given(st.lists(st.one_of(CHUNKS, GENERATIONS), min_size=1, max_size=5), FORMS, st.integers(0, 30), st.data())
 def test_what_came_after_a_snapshot_comes_again_from_where_the_caller_stands(
     tokens_model: LoadedModel, plan: list[Any], form: Form, steps: int, data: st.DataObject

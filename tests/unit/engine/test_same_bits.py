@@ -107,7 +107,7 @@ def working(rows: list[Tensor]) -> WorkingSet:
 # -- kernels: rows of a batch, steps of a chunk
 
 
-@settings(deadline=None, max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(kinds, st.sampled_from(ROWS), st.integers(0, 2**32 - 1), st.sampled_from([1, 2, 4]))
 def test_a_row_has_the_bits_that_it_has_alone(load: Load, kind: Kind, rows: int, seed: int, threads: int) -> None:
     model = load(kind)
@@ -125,7 +125,7 @@ def test_a_row_has_the_bits_that_it_has_alone(load: Load, kind: Kind, rows: int,
             assert torch.equal(one[0], all_rows[row]), f"column {column} of row {row}"
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(kinds, st.sampled_from([1, 2, 3, 8, 17, 33]), st.lists(st.integers(1, 9), min_size=1, max_size=5), st.sampled_from([1, 2, 4]))
 def test_a_chunk_has_the_bits_of_its_steps(load: Load, kind: Kind, rows: int, cuts: list[int], threads: int) -> None:
     model = load(kind)
@@ -262,7 +262,7 @@ class Crowd:
         raise AssertionError("work goes on without end")
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     narrow_kinds,
     st.lists(st.lists(parts, min_size=1, max_size=4), min_size=2, max_size=9),

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cellstate_service.engine import sampler
@@ -102,7 +102,6 @@ def test_among_equals_the_lowest_ids_are_kept(top_k: int) -> None:
     assert set(drawn([1.0, 2.0, 2.0, 2.0, 0.0], Sampling(top_k=top_k))) == set(range(1, top_k + 1))
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(-30, 30, width=32), min_size=1, max_size=70), samplings, seeds, st.integers(0, 2**40))
 def test_a_draw_is_what_the_oracle_draws(logits: list[float], sampling: Sampling, seed: int, position: int) -> None:
     (token,) = draw_tokens(torch.tensor([logits]), [Draw(sampling, seed, position)])
@@ -113,7 +112,6 @@ def test_a_draw_is_what_the_oracle_draws(logits: list[float], sampling: Sampling
         assert 0 <= token < len(logits)
 
 
-@settings(deadline=None)
 @given(st.data(), st.sampled_from([1, 2, 7, 33, 65, 300]), st.integers(1, 20))
 def test_a_draw_does_not_depend_on_the_batch(data: st.DataObject, vocabulary: int, rows: int) -> None:
     logits = torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(rows)) * 5
