@@ -25,7 +25,7 @@ from cellstate_service.sessions.session import Durability, Session
 from cellstate_service.sessions.stores.memory import MemoryStore
 from cellstate_service.sessions.stores.redis import RedisStore
 from cellstate_service.sessions.stores.sqlite import SqliteStore
-from cellstate_service.sessions.stores.store import Grave, Store, StoreAwayError, StoreError
+from cellstate_service.sessions.stores.store import Store, StoreAwayError, StoreError
 from cellstate_service.settings import StoreSettings
 
 SWEEPS = 10
@@ -145,18 +145,13 @@ class Sessions:
                 if self._persistent:
                     await self._leave(session)
                 else:
-                    await self._evict(session)
+                    self._residency.evict(session)
 
     async def _leave(self, session: Session) -> None:
         try:
             await self._residency.leave(session)
         except CellstateError as error:
             _log.warning("a session on a version that is not served any more stays until it can be saved", session=session.name, error=error.message)
-
-    async def _evict(self, session: Session) -> None:
-        grave = Grave(Reason.SESSION_EVICTED, session.resident.position)
-        self._book.end(session, Reason.SESSION_EVICTED)
-        await self._keeper.strike(session, grave)
 
     def drain(self) -> None:
         """Take no new calls and sessions; tell the calls that can go on elsewhere to do so."""
@@ -169,9 +164,9 @@ class Sessions:
         try:
             if self._persistent:
                 await self._residency.leave_all()
-            await self._claims.settle()
         except CellstateError as error:
             _log.error("not all sessions could be saved: what is stored of them is their last snapshot", error=error.message)
+        await self._claims.settle()
         if self._renewing is not None:
             self._renewing.cancel()
             await asyncio.gather(self._renewing, return_exceptions=True)

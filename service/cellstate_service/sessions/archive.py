@@ -82,7 +82,11 @@ class Archive:
             if claim.record is None or (uid and uid != claim.record.uid):
                 await self._claims.give_back(key, claim.epoch, clean=claim.clean)
                 raise NotFound("the session is gone, or another one by now", field="name")
-            await self._claims.strike(key, claim.epoch, Grave(Reason.SESSION_CLOSED, claim.record.position))
+            try:
+                await self._store.remove(key, claim.epoch, Grave(Reason.SESSION_CLOSED, claim.record.position))
+            except StoreError:
+                await self._claims.give_back(key, claim.epoch, clean=claim.clean)
+                raise
         except HeldError as error:
             raise Precondition("another server has the session: try again", Reason.SESSION_BUSY, field="name") from error
         except StoreError as error:

@@ -6,7 +6,7 @@ Whatever moves a session in or out is done once at a time for each name; whoever
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -253,6 +253,11 @@ class Residency:
             self._book.remove(session)
         await self._claims.give_back_all((session.key, session.epoch) for session in sessions)
 
+    def evict(self, session: Session) -> None:
+        """End a session where there is no store that it could leave for."""
+        self._book.end(session, Reason.SESSION_EVICTED)
+        self._strike_soon(session, Reason.SESSION_EVICTED)
+
     def _lost(self, session: Session) -> None:
         """Drop a session that another server has taken, or that the store does not know any more."""
         _log.warning("a session belongs to another server by now", session=session.name)
@@ -267,12 +272,11 @@ class Residency:
                 self._lost(session)
 
     def _expired(self, session: Session) -> None:
-        """Strike a session that expired out of the store, while nobody finds it there."""
-        grave = Grave(Reason.SESSION_EXPIRED, session.resident.position)
-        self._soon(session.key, lambda: self._keeper.strike(session, grave))
+        self._strike_soon(session, Reason.SESSION_EXPIRED)
 
-    def _soon(self, key: Key, work: Callable[[], Awaitable[None]]) -> None:
-        """Do something about a session's name next, before anybody looks for it."""
+    def _strike_soon(self, session: Session, reason: Reason) -> None:
+        """Strike a session that is not resident any more out of the store, before anybody looks for it there."""
+        key, grave = session.key, Grave(reason, session.resident.position)
         before = self._moving.get(key)
         mine = self._moving[key] = asyncio.get_running_loop().create_future()
 
@@ -280,13 +284,13 @@ class Residency:
             if before is not None:
                 await asyncio.wait([before])
             try:
-                await work()
+                await self._keeper.strike(session, grave)
             finally:
                 self._let_go(key, mine)
 
         task = asyncio.ensure_future(alone())
         self._tasks.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(self._tasks.discard)
 
     def _let_go(self, key: Key, mine: "asyncio.Future[None]") -> None:
         if self._moving.get(key) is mine:

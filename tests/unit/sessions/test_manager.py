@@ -266,3 +266,10 @@ async def test_a_refused_update_changes_nothing(manager: SessionManager, clock: 
     with pytest.raises(InvalidInput):
         await manager.update("ada", "a", SessionChange(expiration=Expiration(ttl_s=-1), labels={"new": "label"}))
     assert (session.expires_s, session.used_s, session.labels) == before
+
+
+async def test_a_session_that_ends_with_its_models_version_is_told_so_where_there_is_no_store(sessions: Sessions, manager: SessionManager) -> None:
+    session = await manager.create("ada", spec("a"))
+    await sessions.leave_engine(session.engine)
+    assert await reason(manager, "a") is Reason.SESSION_EVICTED
+    assert (await manager.create("ada", spec("a"))).name == "a"
