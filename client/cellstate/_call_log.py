@@ -68,14 +68,17 @@ class CallLog:
                 self.names(position)
             self._log.begins(self, position if self.first is None else self.first)
 
-    def sent(self, content: Any) -> None:
-        """Note a request."""
+    def sent(self, content: Any, *, mark: bool = False) -> None:
+        """Note a request; a `mark` is a stop that was asked for because of `wants_mark`."""
         values = content if isinstance(content, types_pb2.Sequence) else content.values if isinstance(content, inference_pb2.InputChunk) else None
         steps = _steps(values) if values is not None else 0 if isinstance(content, inference_pb2.StopDirective) else None
         size = ENTRY_BYTES + (values.ByteSize() if values is not None else 0)
-        self._unmarked = self._unmarked + 1 if values is not None and steps is None else 0
         with self._log.lock:
-            entry = Entry(self, content, steps, size, self._tail)
+            if values is None:
+                self._unmarked = 0
+            elif steps is None or self._tail is None:
+                self._unmarked += 1
+            entry = Entry(self, content, steps, size, self._tail, mark=mark)
             self._tail = None if self._tail is None or steps is None else self._tail + steps
             self._pending.append(entry)
             self._log.add(entry)
@@ -85,6 +88,17 @@ class CallLog:
         """Whether a stop is to be asked now: nothing generates that it could end, and only its answer tells where the chunks before it end."""
         with self._log.lock:
             return self._unmarked >= MARKED_EVERY and not any(map(_generates, self._pending))
+
+    def drop_marks(self) -> None:
+        """Forget marks that were not answered, since the stream was lost: answered again they would tell where the session stands, not where they stood."""
+        with self._log.lock:
+            marks = [entry for entry in self._pending if entry.mark]
+            if marks:
+                for entry in marks:
+                    entry.done, entry.end = True, entry.first
+                self._pending = deque(entry for entry in self._pending if not entry.mark)
+                self._unmarked = MARKED_EVERY
+                self._log.trim()
 
     def output(self, output: types_pb2.Output) -> None:
         """Hear of outputs, or of a position."""

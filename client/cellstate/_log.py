@@ -50,6 +50,7 @@ class Entry:
         end: Position after its last step, where known.
         limit: Position after its last step at the latest, where it ended before its content did.
         done: It was answered in full, or its call is over.
+        mark: It is a stop that nobody waits for: only its answer's position is of use.
     """
 
     call: "CallLog"
@@ -60,6 +61,7 @@ class Entry:
     end: int | None = None
     limit: int | None = None
     done: bool = False
+    mark: bool = False
 
     @property
     def void(self) -> bool:

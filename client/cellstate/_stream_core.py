@@ -1,6 +1,7 @@
 """A full-duplex stream without its sockets: makes what is sent, sorts what arrives. Pure: `Stream` and `AsyncStream` add waiting and locking."""
 
 from collections import deque
+from enum import Enum, auto
 from typing import Any
 
 from cellstate._call_log import CallLog
@@ -19,6 +20,14 @@ ACKNOWLEDGED_BYTES = 16 << 10
 """Outputs after which a stream on a session acknowledges by itself."""
 ACKNOWLEDGED_STEPS = 128
 """Or after so many steps: what is not acknowledged travels in each snapshot of the session."""
+
+
+class _Stop(Enum):
+    """A stop directive that is not answered yet: whether somebody waits for the answer, nobody does any more, or only the log does."""
+
+    WAITED_FOR = auto()
+    LEFT = auto()
+    MARK = auto()
 
 
 class StreamCore:
@@ -56,7 +65,7 @@ class StreamCore:
         self._unacknowledged_bytes = self._unacknowledged_steps = 0
         self.events: deque[Output | Completion] = deque()
         self.stops: deque[int] = deque()
-        self._asked_stops: deque[bool] = deque()  # those that were not answered yet: whether a caller waits for the answer
+        self._asked_stops: deque[_Stop] = deque()  # those that were not answered yet
         self._unwanted = 0
         self.position = 0
         self.opened = False
@@ -74,7 +83,7 @@ class StreamCore:
             raise InvalidInput("send takes one chunk at a time: text, numbers or an array", ErrorDetails(field="input"))
         made = [_Request(input=inference_pb2.InputChunk(values=self.call.guess.to_sequence(piece), emit=to_emit(emit))) for piece in pieces]
         sent = [self._sent(message, message.input) for message in made]
-        return [*sent, self._stop(waited_for=False)] if self._acknowledges and self._log is not None and self._log.wants_mark else sent
+        return [*sent, self._stop(_Stop.MARK)] if self._acknowledges and self._log is not None and self._log.wants_mark else sent
 
     def one_step(self, value: Any, emit: Emit) -> inference_pb2.ManyToManyRequest:
         """Return the message that carries one step, of which a vector is the features. It is asked once it went through `logged`."""
@@ -95,23 +104,27 @@ class StreamCore:
     def stop(self) -> inference_pb2.ManyToManyRequest:
         """Return the directive to stop."""
         self._check_open()
-        return self._stop(waited_for=True)
+        return self._stop(_Stop.WAITED_FOR)
 
-    def _stop(self, *, waited_for: bool) -> inference_pb2.ManyToManyRequest:
+    def _stop(self, kind: "_Stop") -> inference_pb2.ManyToManyRequest:
         message = _Request(stop=inference_pb2.StopDirective())
-        self._asked_stops.append(waited_for)
-        return self._sent(message, message.stop)
+        self._asked_stops.append(kind)
+        if self._log is not None:
+            self._log.sent(message.stop, mark=kind is _Stop.MARK)
+        return message
+
+    def _lost(self) -> None:
+        if self._log is not None:
+            self._log.drop_marks()
 
     def nobody_waits_for_stop(self) -> None:
         """Pass over the answer to the last stop directive: whoever waited for it was cancelled."""
         if self.stops:
             self.stops.pop()
         else:
-            asked = len(self._asked_stops) - 1
-            while asked >= 0 and not self._asked_stops[asked]:
-                asked -= 1
-            if asked >= 0:
-                self._asked_stops[asked] = False
+            waited_for = [index for index, kind in enumerate(self._asked_stops) if kind is _Stop.WAITED_FOR]
+            for index in waited_for[-1:]:
+                self._asked_stops[index] = _Stop.LEFT
 
     def nobody_waits_for_output(self) -> None:
         """Pass over the next output: whoever waited for it was cancelled."""
@@ -142,7 +155,7 @@ class StreamCore:
             self._event(event)
         if response.HasField("stopped"):
             self.position = response.stopped.position
-            if not self._asked_stops or self._asked_stops.popleft():
+            if not self._asked_stops or self._asked_stops.popleft() is _Stop.WAITED_FOR:
                 self.stops.append(response.stopped.position)
 
     def due(self) -> inference_pb2.ManyToManyRequest | None:
@@ -163,10 +176,12 @@ class StreamCore:
 
     def goes_on(self, error: CellstateError) -> bool:
         """Tell whether the stream can be opened again after an error, time aside."""
+        self._lost()
         return not self.ended and self.resumption is not None and self.resumption.goes_on(error)
 
     def wait_s(self, error: CellstateError) -> float | None:
         """Return how long to wait before the stream is opened again; None where an error is its end."""
+        self._lost()
         return None if self.ended or self.resumption is None else self.resumption.wait_s(error)
 
     def replays(self) -> list[Replay]:
@@ -179,6 +194,8 @@ class StreamCore:
             return [_Request(open=self.opening.open)]
         if self.resumption is None:
             raise RuntimeError("only streams on sessions go on")
+        self._lost()
+        self._asked_stops = deque(kind for kind in self._asked_stops if kind is not _Stop.MARK)
         plan = self.resumption.plan()
         again = [] if self.held and not self.opened else messages(plan.entries)
         told = bool(again) and not again[0].HasField("stop")

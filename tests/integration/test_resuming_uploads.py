@@ -165,6 +165,22 @@ async def test_what_the_callers_iterable_raises_comes_out_after_a_cut(client: ce
         await session.step(1.0)
 
 
+async def test_an_iterable_whose_own_wait_is_cancelled_ends_its_call(client: cellstate.AsyncClient) -> None:
+    async def waiting(waited: asyncio.Future[None]) -> AsyncIterator[float]:
+        yield 1.0
+        await waited
+
+    async with client.session(MODEL) as session, asyncio.timeout(20):
+        for call in (session.many_to_one, lambda chunks: session.many_to_many(chunks).collect()):
+            waited = asyncio.get_running_loop().create_future()
+            calling = asyncio.ensure_future(call(waiting(waited)))
+            await asyncio.sleep(0.1)
+            waited.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await calling
+        await session.step(1.0)
+
+
 async def test_many_to_one_on_a_model_is_not_made_again(client: cellstate.AsyncClient, proxy: Proxy) -> None:
     async def cut() -> AsyncIterator[float]:
         yield 1.0

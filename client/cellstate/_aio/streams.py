@@ -59,7 +59,11 @@ class AsyncStream:
         """End the generation that is running or waiting to run, and return the position where that took effect. Outputs that come before it stay to be read."""
         async with self._writing:
             self._duplex.put(self._core.stop())
-            position = await self._wait(self._core.stops.popleft, lambda: bool(self._core.stops))
+            try:
+                position = await self._wait(self._core.stops.popleft, lambda: bool(self._core.stops))
+            except asyncio.CancelledError:
+                self._core.nobody_waits_for_stop()
+                raise
         if position is None:
             raise RuntimeError("the stream ended before the stop took effect")
         return position

@@ -166,10 +166,10 @@ class Transport:
         return answers, source
 
     def cancelled(self, call: Call[Any], error: asyncio.CancelledError) -> BaseException:
-        """Return what a cancelled call raises: the cancellation where the caller's task is asked to end, else a typed error: the client was closed."""
+        """Return what a cancelled call raises: the cancellation where the caller's task is asked to end, else a typed error."""
         if being_cancelled():
             return call.cut(error)
-        return call.failed(client_closed())
+        return call.failed(client_closed() if self._closed else lost_call())
 
     def _invoke(self, call: Call[Any], request: Any, **settings: Any) -> Any:
         timeout_s = self._timeout_s(call)

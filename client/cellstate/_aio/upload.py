@@ -41,6 +41,8 @@ class Upload:
             return self._core.decode(await self._answer)
         except asyncio.CancelledError as error:
             self._answer.cancel()
+            if error is self._pump.error:
+                raise
             raise self._transport.cancelled(call, error) from None
         finally:
             self._pump.stop()

@@ -121,7 +121,7 @@ class Carrier:
     def _take_up(self, core: StreamCore, error: CellstateError) -> None:
         """Open one channel again."""
         last: CellstateError | None = error
-        with suppress(RuntimeError):  # the client was closed meanwhile: the channel is told why it was lost
+        with suppress(Exception):  # the client was closed meanwhile: the channel is told why it was lost
             last = self._transport.take_up(core.call, core, error, self._ended.wait)
         with self.writing:
             if last is not None:

@@ -200,7 +200,8 @@ class EngineCore:
         if request.refusal is not None:
             raise request.refusal
         if request.is_stop:
-            self.events.append((request.outbox, StopTaken(resident.position)))
+            follows = request.outbox.follows  # what came before it may have been answered again, while the session stands beyond
+            self.events.append((request.outbox, StopTaken(resident.position if follows is None else follows)))
             resident.requests.pop(0)
             return False
         if self._is_repeat(resident, request):

@@ -22,6 +22,8 @@ FORGOTTEN_AT_ONCE = 64
 """Where oldest outputs are forgotten, this part of a request's is at once."""
 KEPT_REQUESTS = 1024
 """Requests of one session that are remembered at most."""
+STORED_TEXTS = 256
+"""Chunks of text that are stored though their outputs were acknowledged, at most: their caller may not know where they end, and send them again."""
 
 
 def content_digest(request: Request) -> bytes:
@@ -53,6 +55,7 @@ class Entry:
         finished: How it ended; None while it has not.
         stored: What `rpc/` made of it to be stored, beside the list of outputs that it was made of: it is of no use any more where `outputs` is another one.
             Once it has ended nothing else of it changes without that.
+        of_text: It was a chunk of text. Not stored: whoever sends it again says so again.
     """
 
     first: int
@@ -64,6 +67,7 @@ class Entry:
     forgotten: int = 0
     finished: Finished | None = None
     stored: tuple[list[Outputs], bytes] | None = field(default=None, repr=False, compare=False)
+    of_text: bool = field(default=False, compare=False)
 
 
 class KeptJournal(NamedTuple):
@@ -96,7 +100,12 @@ class Journal:
 
     def kept(self, position: int) -> KeptJournal:
         """Return what of it is to be stored beside a state of the session's present position: what its caller may still ask for."""
-        entries = [entry for entry in self._entries if entry.finished is None or entry.position >= self.acknowledged]
+        newest = len(self._entries) - STORED_TEXTS
+        entries = [
+            entry
+            for index, entry in enumerate(self._entries)
+            if entry.finished is None or entry.position >= self.acknowledged or (entry.of_text and index >= newest)
+        ]
         if entries and entries[-1].finished is None:
             entries[-1] = replace(entries[-1], outputs=list(entries[-1].outputs))
         return KeptJournal(min(self.acknowledged, position), tuple(entries))
@@ -126,7 +135,7 @@ class Journal:
             self._bytes = 0
         if self._entries and self._entries[-1].finished is None and self._entries[-1].position == self._entries[-1].first == position:
             self._entries.pop()  # it began, and was cut before its first step
-        self._entries.append(Entry(position, digest, position))
+        self._entries.append(Entry(position, digest, position, of_text=request.of_text))
         while len(self._entries) > KEPT_REQUESTS:
             self._drop_first()
 
@@ -145,6 +154,7 @@ class Journal:
             raise _conflict(position, present, "the session went on from the middle of it")
         if found is not None and found.forgotten <= max(found.first, self.acknowledged):
             self._of_another_call(request)
+            found.of_text = request.of_text
             return found
         raise Precondition(
             f"position: {position} was taken, the session's next position is {present}, and what was answered then is not held any more",

@@ -85,6 +85,7 @@ class Request:
         position: Position that the session must have before the first step.
         end_position: Position at which it ends before its time: it was ended there when it was made first. Together with `position`, or behind one that has it.
         deadline_s: Monotonic time after which no further step is taken.
+        of_text: Its inputs were text, so its caller does not know how many steps they are.
         is_stop: A marker behind a stopped generation: taking its turn answers the stop.
         refusal: A message that cannot be applied: taking its turn fails the call, after all that came before it.
         accepted_s: Monotonic time of acceptance.
@@ -103,6 +104,7 @@ class Request:
     position: int | None = None
     end_position: int | None = None
     deadline_s: float | None = None
+    of_text: bool = False
     is_stop: bool = False
     refusal: CellstateError | None = None
     accepted_s: float = 0.0

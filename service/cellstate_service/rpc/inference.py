@@ -51,7 +51,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self, request_iterator: AsyncIterator[inference_pb2.ManyToOneRequest], context: CallContext
     ) -> inference_pb2.ManyToOneResponse:
         """A sequence of values predicts the next value."""
-        first = await _first(request_iterator)
+        with self._calling.ended_by_drain():
+            first = await _first(request_iterator)
         with await open_call(self._calling, context, first.open.target, "many_to_one", "open.target") as held:
             opening = self._decoder.opening(first.open, held.call, Emit.NONE, context.deadline_s, "open.")
             held.begin()
@@ -86,7 +87,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self, request_iterator: AsyncIterator[inference_pb2.ManyToManyRequest], context: CallContext
     ) -> None:
         """A sequence of values predicts the next sequence, or one output per input as they arrive; on one channel, or on many."""
-        first = await _first(request_iterator)
+        with self._calling.ended_by_drain():
+            first = await _first(request_iterator)
         if first.channel:
             await Gateway(self._calling, self._decoder, context).serve(first, request_iterator)
             return

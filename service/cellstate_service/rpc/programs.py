@@ -94,6 +94,7 @@ class ProgramDecoder:
             position=message.position if message.HasField("position") else None,
             end_position=message.end_position if message.HasField("end_position") else None,
             deadline_s=opening.deadline_s,
+            of_text=message.values.HasField("text"),
         )
 
     def generate(self, message: inference_pb2.GenerateDirective, opening: Opening) -> Request:

@@ -84,7 +84,7 @@ class Archive:
                 raise NotFound("the session is gone, or another one by now", field="name")
             try:
                 await self._store.remove(key, claim.epoch, Grave(Reason.SESSION_CLOSED, claim.record.position))
-            except StoreError:
+            except BaseException:
                 await self._claims.give_back(key, claim.epoch, clean=claim.clean)
                 raise
         except HeldError as error:

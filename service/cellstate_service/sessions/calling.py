@@ -1,8 +1,10 @@
 """Which call is on which session: opened, begun once its first message was found good, ended in any case."""
 
+import asyncio
+import contextlib
 import secrets
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from cellstate_service.engine.engine import Engine
@@ -149,6 +151,31 @@ class Calling:
             call.fail(stopping())
         for told in list(self.on_drain):
             told()
+
+    @contextlib.contextmanager
+    def ended_by_drain(self) -> Iterator[None]:
+        """End what waits in here for its caller once new calls are refused: nothing was asked of it yet.
+
+        Raises:
+            Unavailable: SHUTTING_DOWN.
+        """
+        task, drained = asyncio.current_task(), False
+
+        def told() -> None:
+            nonlocal drained
+            if task is not None:
+                drained = True
+                task.cancel()
+
+        self.on_drain.add(told)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if drained and task is not None and not task.uncancel():
+                raise stopping() from None
+            raise
+        finally:
+            self.on_drain.discard(told)
 
     def end_all(self) -> None:
         """End the calls on sessions that are left."""

@@ -54,11 +54,17 @@ class Claims:
 
     async def give_back(self, key: Key, epoch: int, *, clean: bool = True) -> None:
         """Give a session back, now or later; see `Store.release`."""
-        await self._now_or_later(key, _Debt(epoch, clean))
+        self._debts[key] = _Debt(epoch, clean)
+        await self.pay(key)
 
     async def strike(self, key: Key, epoch: int, grave: Grave | None) -> None:
         """Strike a session out, now or later; see `Store.remove`."""
-        await self._now_or_later(key, _Debt(epoch, None, grave))
+        self.owe(key, epoch, grave)
+        await self.pay(key)
+
+    def owe(self, key: Key, epoch: int, grave: Grave | None) -> None:
+        """Note that a session is to be struck out; `pay` does it."""
+        self._debts[key] = _Debt(epoch, None, grave)
 
     async def give_back_all(self, claims: Iterable[tuple[Key, int]]) -> None:
         """Give sessions back, now or later, as their newest states."""
@@ -76,8 +82,8 @@ class Claims:
             await self._pay(key)
         return key not in self._debts
 
-    async def _now_or_later(self, key: Key, debt: _Debt) -> None:
-        self._debts[key] = debt
+    async def pay(self, key: Key) -> None:
+        """Do what is to be done about a claim, or see to it that it is done later."""
         try:
             await self._pay(key)
         except StoreError as error:

@@ -108,8 +108,9 @@ class Keeper:
     async def strike(self, session: Session, grave: Grave | None) -> None:
         """Strike a session that is not resident any more out of the store, now or later."""
         self.forget(session)
+        self.claims.owe(session.key, session.epoch, grave)
         async with self._saving:
-            await self.claims.strike(session.key, session.epoch, grave)
+            await self.claims.pay(session.key)
 
     def forget(self, session: Session) -> None:
         """Save a session no more."""

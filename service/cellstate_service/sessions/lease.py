@@ -37,6 +37,7 @@ class Lease:
         self._lost = lost
         self._until_s = clock.monotonic() + lease_s
         self._runs = True
+        self._doubted = False  # others may have taken sessions since it was last known to run whole
 
     @property
     def runs(self) -> bool:
@@ -54,7 +55,8 @@ class Lease:
         try:
             async with asyncio.timeout(max(RETRY_S, self._until_s - asked_s) if self._runs else None):
                 whole = await self._store.renew(self._lease_s)
-            if (not whole or not self._runs) and (held := self._held()):
+            self._doubted = self._doubted or not whole or not self._runs
+            if self._doubted and (held := self._held()):
                 _log.warning("the lease over this server's sessions had lapsed; those that others have taken are dropped")
                 self._lost({key: held[key] for key in await self._store.lost(held)})
         except (StoreError, TimeoutError) as error:
@@ -66,5 +68,5 @@ class Lease:
                 self._runs = False
                 self._lapsed()
             return False
-        self._until_s, self._runs = asked_s + self._lease_s, True
+        self._until_s, self._runs, self._doubted = asked_s + self._lease_s, True, False
         return True

@@ -142,6 +142,37 @@ async def test_a_drain_takes_no_longer_than_it_must(server: Restarts) -> None:
         assert await reading >= 3000
 
 
+@pytest.mark.parametrize("way", ["drain", "crash"])
+async def test_a_long_stream_of_text_goes_on(server: Restarts, way: str) -> None:
+    """Only the server knows how many steps a chunk has; the client has acknowledged more than it knows the end of."""
+    chunk, count = "Hello.", 200
+    async with cellstate.AsyncClient(server.address) as client, client.session("lstm-text", seed=5) as session, client.session("lstm-text", seed=5) as twin:
+        tokens: list[int] = []
+        async with session.stream(form="tokens") as stream:
+            for number in range(count):
+                await stream.send(chunk)
+                while len(tokens) < len(chunk) * (number + 1):
+                    output = await stream.receive()
+                    assert isinstance(output, cellstate.Output)
+                    tokens += output.tokens.tolist()
+                if number in (50, 100, 120, 180):
+                    await getattr(server, way)()
+        whole = await twin.many_to_many([chunk * count], form="tokens").collect()
+        assert tokens == whole.tokens.tolist()
+
+
+async def test_gateways_go_on_through_a_drain(server: Restarts) -> None:
+    async with cellstate.AsyncClient(server.address) as client, client.session("lstm-text", seed=5) as session, client.gateway() as gateway:
+        channel = await gateway.open(session)
+        async with client.gateway() as idle:
+            for position in (1, 2):
+                output = (await gateway.step({channel: "a"}))[channel]
+                assert isinstance(output, cellstate.Output)
+                assert output.position == position
+                assert await server.drain() < 4.0, "gateways were told to go on elsewhere"
+            assert isinstance((await idle.step({await idle.open("lstm-text"): "a"})).popitem()[1], cellstate.Output)
+
+
 async def _read(stream: Any, steps: int) -> int:
     count = 0
     async for event in stream:

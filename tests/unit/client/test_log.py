@@ -320,3 +320,20 @@ def test_the_end_of_chunks_of_text_is_asked_for_where_nothing_generates() -> Non
     assert not generating.wants_mark
     generating.completed(completed(12))
     assert generating.wants_mark
+
+
+def test_tokens_between_chunks_of_text_do_not_put_off_the_question_where_they_end() -> None:
+    call = call_of(*[content for _ in range(32) for content in (text(), tokens(1))])
+    assert call.wants_mark
+
+
+def test_a_mark_that_was_not_answered_is_not_asked_again() -> None:
+    call = call_of(*[text() for _ in range(64)])
+    call.sent(STOP, mark=True)
+    call.sent(text())
+    call.sent(STOP)
+    call.drop_marks()
+    assert kept(call) == ([*["input"] * 65, "stop"], 10)
+    assert call.wants_mark
+    call.stopped(90)
+    assert (len(call), kept(call)[1]) == (0, 90)

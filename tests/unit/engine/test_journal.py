@@ -9,7 +9,7 @@ from cellstate_service.engine import journal
 from cellstate_service.engine.core import EngineCore
 from cellstate_service.engine.journal import content_digest
 from cellstate_service.engine.outbox import Outbox
-from cellstate_service.engine.request import Emit, Failed, Finish, Finished, Form, Generation, Outputs, Request, Sampling
+from cellstate_service.engine.request import Emit, Failed, Finish, Finished, Form, Generation, Outputs, Request, Sampling, StopTaken
 from cellstate_service.engine.resident import Resident
 from cellstate_service.errors import Aborted, Precondition, Reason
 from cellstate_service.models.loading import LoadedModel
@@ -246,3 +246,24 @@ def test_what_something_is_asked_of_is_not_put_back(core: EngineCore, resident: 
     with pytest.raises(Precondition) as caught:
         core.slots.reset(resident, 1)
     assert caught.value.reason is Reason.SESSION_BUSY
+
+
+def test_a_stop_behind_a_request_that_is_answered_again_tells_where_that_ended(core: EngineCore, resident: Resident) -> None:
+    first, box = outbox(), outbox()
+    ask(core, resident, consume(first, 1, 2, position=0), consume(first, 3))
+    for request in (consume(box, 1, 2, position=0), Request(box, is_stop=True)):
+        core.accept(resident, request)
+    run(core)
+    assert [event.position for event in taken(core, box) if isinstance(event, StopTaken)] == [2]
+    assert resident.position == 3
+
+
+def test_chunks_of_text_are_stored_beyond_what_was_acknowledged(core: EngineCore, resident: Resident) -> None:
+    box = outbox()
+    ask(core, resident, consume(box, 1, 2, position=0, of_text=True), consume(box, 3), consume(box, 4, of_text=True))
+    core.acknowledge(resident, 4, running=True)
+    assert resident.journal is not None
+    resident.journal = journal.Journal.restored(resident.journal.kept(4))
+    again = outbox()
+    assert ask(core, resident, consume(again, 1, 2, position=0, of_text=True)) == [(Finish.INPUT_CONSUMED, 2, 2, 0)]
+    assert failure(core, resident, consume(outbox(), 3, position=2)) is Reason.POSITION_MISMATCH

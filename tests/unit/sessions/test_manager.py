@@ -10,10 +10,11 @@ from cellstate_service.engine.processors import Processors
 from cellstate_service.errors import Aborted, AlreadyExists, Exhausted, InvalidInput, NotFound, Reason, Unavailable
 from cellstate_service.models.loading import LoadedModel, load_model
 from cellstate_service.observability.metrics import Metrics
-from cellstate_service.session_parts import Sessions
+from cellstate_service.session_parts import SWEEPS, Sessions
 from cellstate_service.sessions.book import SessionConfig
 from cellstate_service.sessions.call import Call
 from cellstate_service.sessions.calling import CallTarget
+from cellstate_service.sessions.engines import Engines
 from cellstate_service.sessions.manager import SessionChange, SessionManager
 from cellstate_service.sessions.session import Durability, Expiration, SessionSpec
 from cellstate_service.sessions.stores.memory import MemoryStore
@@ -183,6 +184,11 @@ class SlowStore(MemoryStore):
             raise StoreError("no")
         return await super().save(writes, durable=durable)
 
+    async def expire(self) -> int:
+        if self.fails:
+            raise StoreError("no")
+        return await super().expire()
+
 
 @pytest.fixture
 async def pair(model: LoadedModel, clock: FakeClock) -> AsyncIterator[tuple[Sessions, Sessions, SlowStore]]:
@@ -190,13 +196,15 @@ async def pair(model: LoadedModel, clock: FakeClock) -> AsyncIterator[tuple[Sess
     metrics = Metrics()
     engine = Engine(model, EngineConfig(slots=16), Processors(1, clock), metrics, clock)
     engine.start(asyncio.get_running_loop())
+    engines = Engines()
+    engines.add(engine, clock.monotonic())
     first = SlowStore("one", clock)
     second = MemoryStore("two", clock, first)
     made = []
     for store in (first, second):
         await store.open(10.0)
         config = SessionConfig(max_sessions=8, idle_ttl_s=60, durability=Durability.SYNC)
-        made.append(Sessions({"tiny": engine}, store, config, StoreSettings(kind="memory"), metrics, clock))
+        made.append(Sessions(engines, store, config, StoreSettings(kind="memory"), metrics, clock))
     yield made[0], made[1], first
     first.saves.set()
     for sessions in made:
@@ -216,6 +224,36 @@ async def test_a_name_that_was_claimed_in_vain_is_free(pair: tuple[Sessions, Ses
     with pytest.raises(Unavailable):
         await making
     assert (await again).name == "a"
+
+
+async def test_a_session_whose_caller_stops_waiting_while_it_is_claimed_is_not_left_behind(pair: tuple[Sessions, Sessions, SlowStore]) -> None:
+    one, two, store = pair
+    store.saves.set()
+    made = await two.manager.create("ada", spec("a"))
+    await two._residency.leave(made)
+    store.claims.clear()
+    reading = asyncio.ensure_future(one.manager.read("ada", "a"))
+    await store.claiming.wait()
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    store.claims.set()
+    assert (await two.manager.read("ada", "a"))[0].uid == made.uid
+
+
+async def test_expiry_goes_on_after_the_store_has_failed(pair: tuple[Sessions, Sessions, SlowStore], clock: FakeClock) -> None:
+    one, two, store = pair
+    store.saves.set()
+    await two._residency.leave(await two.manager.create("ada", spec("a", 10)))
+    clock.turn(11)
+    store.fails = True
+    for _ in range(2 * SWEEPS):
+        await one.expire_due()
+    assert await store.find(Key("ada", "a")) is not None
+    store.fails = False
+    for _ in range(SWEEPS):
+        await one.expire_due()
+    assert await store.find(Key("ada", "a")) is None
 
 
 async def test_a_name_that_another_server_has_is_taken_and_stays_there(pair: tuple[Sessions, Sessions, SlowStore]) -> None:
