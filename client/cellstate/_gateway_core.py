@@ -91,6 +91,15 @@ class GatewayCore:
         messages = [on_channel(core, message) for message in core.reopening()]
         return [*messages, close_message(core)] if closed else messages
 
+    def returned(self, core: StreamCore, error: CellstateError | None) -> list[inference_pb2.ManyToManyRequest]:
+        """Hear that a channel that was away can be opened again, or of the error that is its end; return the messages that open it."""
+        if error is not None:
+            core.finish(error)
+        if core.ended:
+            self.away.discard(core)
+            return []
+        return self.reopen(core)
+
     def wait_s(self, error: CellstateError) -> float | None:
         """Return how long to wait before the stream is opened again; None where an error is its end. Channels that cannot go on are finished."""
         waits = [FIRST_WAIT_S] if self.away else []

@@ -116,12 +116,7 @@ class Carrier:
         try:
             last = await self._transport.take_up(core.call, core, error)
         finally:
-            if last is not None:
-                core.finish(last)
-            if core.ended:
-                self.core.away.discard(core)
-            else:
-                self.put(*self.core.reopen(core))
+            self.put(*self.core.returned(core, last))
             self._tell(core)
             self._half_close_where_due()
 

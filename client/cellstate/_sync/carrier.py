@@ -124,12 +124,7 @@ class Carrier:
         with suppress(Exception):  # the client was closed meanwhile: the channel is told why it was lost
             last = self._transport.take_up(core.call, core, error, self._ended.wait)
         with self.writing:
-            if last is not None:
-                core.finish(last)
-            if core.ended:
-                self.core.away.discard(core)
-            else:
-                self.put(*self.core.reopen(core))
+            self.put(*self.core.returned(core, last))
             self._half_close_where_due()
         self._tell()
 
