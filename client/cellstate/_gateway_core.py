@@ -198,7 +198,7 @@ def step_messages(inputs: Mapping[StreamCore, Any]) -> tuple[list[inference_pb2.
             made[core] = core.one_step(value, Emit.LAST)
         except CellstateError as error:
             errors[core] = error
-    return [on_channel(core, core.logged(message)) for core, message in made.items()], errors
+    return [on_channel(core, message) for core, asked in made.items() for message in core.logged(asked)], errors
 
 
 def close_message(core: StreamCore) -> inference_pb2.ManyToManyRequest:

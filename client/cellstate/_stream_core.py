@@ -82,17 +82,17 @@ class StreamCore:
         if pieces is None:
             raise InvalidInput("send takes one chunk at a time: text, numbers or an array", ErrorDetails(field="input"))
         made = [_Request(input=inference_pb2.InputChunk(values=self.call.guess.to_sequence(piece), emit=to_emit(emit))) for piece in pieces]
-        sent = [self._sent(message, message.input) for message in made]
-        return [*sent, self._stop(_Stop.MARK)] if self._acknowledges and self._log is not None and self._log.wants_mark else sent
+        return self.logged(*made)
 
     def one_step(self, value: Any, emit: Emit) -> inference_pb2.ManyToManyRequest:
         """Return the message that carries one step, of which a vector is the features. It is asked once it went through `logged`."""
         self._check_open()
         return _Request(input=inference_pb2.InputChunk(values=self.call.guess.to_sequence(value, one_step=True), emit=to_emit(emit)))
 
-    def logged(self, message: inference_pb2.ManyToManyRequest) -> inference_pb2.ManyToManyRequest:
-        """Note that an input is asked from now on, and return it."""
-        return self._sent(message, message.input)
+    def logged(self, *inputs: inference_pb2.ManyToManyRequest) -> list[inference_pb2.ManyToManyRequest]:
+        """Note that inputs are asked from now on, and return them, with a question behind them where it is due: where they end."""
+        sent = [self._sent(message, message.input) for message in inputs]
+        return [*sent, self._stop(_Stop.MARK)] if self._acknowledges and self._log is not None and self._log.wants_mark else sent
 
     def generate(self, options: DirectiveOptions) -> inference_pb2.ManyToManyRequest:
         """Return the directive to generate."""

@@ -3,6 +3,7 @@
 import pytest
 
 from cellstate import SessionInfo
+from cellstate._call_log import MARKED_EVERY
 from cellstate._gateway_core import GatewayCore, step_messages
 from cellstate._status import error_from_status
 from cellstate._tracking import Handle, Tracked
@@ -56,3 +57,17 @@ def test_where_one_input_of_a_step_is_none_nothing_is_asked_on_any_channel() -> 
     messages, errors = step_messages({whole: [1.0], other: [2.0]})
     assert (len(messages), errors) == (2, {})
     assert [message.HasField("input") for message in whole.reopening()] == [False, True]
+
+
+def test_steps_of_text_ask_from_time_to_time_where_they_end() -> None:
+    core = GatewayCore(None, 10.0)
+    session = Handle()
+    session._tracked = Tracked(SessionInfo(name="s", uid="u", model="m", position=2))
+    channel, _ = core.open(session, {})
+    list(core.feed(_Response(channel=channel.number, opened=inference_pb2.Opened(position=2))))
+    asked = [message for _ in range(MARKED_EVERY) for message in step_messages({channel: "a"})[0]]
+    assert [message.WhichOneof("message") for message in asked] == [*["input"] * MARKED_EVERY, "stop"]
+    assert {message.channel for message in asked} == {channel.number}
+    list(core.feed(_Response(channel=channel.number, stopped=inference_pb2.Stopped(position=2 + MARKED_EVERY))))
+    assert not channel.stops
+    assert [message.HasField("input") for message in channel.reopening()] == [False]
