@@ -159,6 +159,8 @@ class Calling:
         Raises:
             Unavailable: SHUTTING_DOWN.
         """
+        if self.draining:
+            raise stopping()
         task, drained = asyncio.current_task(), False
 
         def told() -> None:
